@@ -1,0 +1,1 @@
+"""The programs: fuse-gated, fuse-gate and fuse-gatectl."""

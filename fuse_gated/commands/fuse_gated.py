@@ -1,0 +1,99 @@
+"""fuse-gated: the server, in the foreground."""
+
+import argparse
+import os
+import ssl
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from fuse_gated import __version__, standalone
+from fuse_gated.config.settings import Tls
+from fuse_gated.daemon import Daemon
+from fuse_gated.edge import etc, process, seccomp
+from fuse_gated.edge.journal import open_journal
+from fuse_gated.errors import ConfigurationError, GateError
+
+PROGRAM: Final = "fuse-gated"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, from which completion and man page are made too."""
+    made = argparse.ArgumentParser(prog=PROGRAM, description="Serve the mounts of remote clients, every operation past the gate.")
+    made.add_argument("--etc", type=Path, default=Path("/etc/fuse-gated"), metavar="DIR", help="configuration (%(default)s)")
+    made.add_argument("--runtime", type=Path, default=_default_runtime(), metavar="DIR", help="mounts and sockets (%(default)s)")
+    where = "where clients connect (127.0.0.1:7433), unless systemd passes sockets"
+    made.add_argument("--listen", metavar="HOST:PORT", help=where)
+    made.add_argument("--version", action="version", version=f"fuse-gated {__version__}")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 after an orderly end, 1 failed, 2 usage, 4 configuration at fault."""
+    arguments = parser().parse_args(argv)
+    try:
+        return _serve(arguments.etc, arguments.runtime, arguments.listen)
+    except ConfigurationError as error:
+        for fault in error.faults:
+            process.tell(PROGRAM, fault)
+        process.tell(PROGRAM, str(error))
+        return error.exit_status
+    except GateError as error:
+        process.tell(PROGRAM, str(error))
+        return error.exit_status
+
+
+def _serve(directory: Path, runtime: Path, listen: str | None) -> int:
+    settings = etc.read_settings(directory)
+    # Read once here, so that faults are told before anything runs.
+    etc.read_policy(directory)
+    if settings.seccomp:
+        # Now, while files can be opened: a caged worker cannot import, nor can the user that the daemon becomes perhaps.
+        seccomp.library()
+    tls = _tls_context(settings.tls) if settings.tls is not None else None
+    # The daemon runs as another user, who may not be allowed to walk to the directory: it gets it open.
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    readable = Path(f"/proc/self/fd/{opened}")
+
+    def run_daemon(parts: standalone.DaemonParts) -> int:
+        journal = open_journal(settings.audit, str(parts.runtime))
+        return Daemon(parts, settings, readable, journal, tls).run()
+
+    listeners = standalone.bind(listen or settings.listen)
+    if os.geteuid() == 0:
+        return standalone.supervise(settings, runtime, listeners, run_daemon)
+    parts = standalone.unprivileged_parts(runtime, listeners)
+    try:
+        return run_daemon(parts)
+    finally:
+        standalone.release(parts)
+
+
+def _tls_context(tls: Tls) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+        if tls.client_ca is not None:
+            context.load_verify_locations(tls.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(name for name in (tls.certificate, tls.key, tls.client_ca) if name)
+        raise ConfigurationError(
+            f"TLS cannot be set up from {files}: {error.strerror or error}",
+            "they are PEM files: a certificate with its chain, its key, and the CA of the clients' certificates",
+        ) from None
+    return context
+
+
+def _default_runtime() -> Path:
+    if os.geteuid() == 0:
+        return Path("/run/fuse-gated")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "fuse-gated"
+
+
+__all__ = ["main", "parser"]
+
+if __name__ == "__main__":
+    sys.exit(main())

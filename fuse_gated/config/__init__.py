@@ -1,0 +1,1 @@
+"""Configuration: YAML with line numbers -> frozen settings and policy."""

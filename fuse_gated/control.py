@@ -1,0 +1,165 @@
+"""The control socket, <runtime>/control.sock: what `fuse-gatectl` asks the running daemon.
+
+It is AF_UNIX and SOCK_SEQPACKET (unix(7)). A request is one packet, a MessagePack map. The answer is another map; one that
+is longer than a packet comes in several, because the kernel takes no packet larger than the sender's buffer, and an
+unprivileged daemon may not enlarge its own beyond net.core.wmem_max. One connection serves one request.
+"""
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from fuse_gated.errors import OperatorError, PeerError
+
+Kind = TypeVar("Kind")
+
+SOCKET_NAME: Final = "control.sock"
+MAX_REQUEST: Final = 2**20
+MAX_PACKET: Final = 2**16
+MAX_ANSWER: Final = 2**26
+_PATH_MAX: Final = 107  # sun_path of unix(7), without its NUL
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What is asked of the daemon."""
+
+    command: str
+    arguments: dict[str, Any] = {}
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the daemon answers: `error` is None and `result` counts, or `error` and `hint` are for people."""
+
+    error: str | None = None
+    hint: str = ""
+    result: Any = None
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """What `sessions` lists. `since` is in seconds since the epoch."""
+
+    session: str
+    tenant: str = ""
+    export: str = ""
+    state: str = ""
+    driver: str = ""
+    address: str = ""
+    since: float = 0.0
+    mount: str = ""
+    operations: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    in_flight: int = 0
+    open_files: int = 0
+    denied: int = 0
+    pid: int = 0
+    user_agent: str = ""
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """What `status` answers. `uptime` is in seconds; `mountd` says whether the mount keeper answers."""
+
+    version: str
+    pid: int = 0
+    sessions: int = 0
+    tenants: int = 0
+    uptime: float = 0.0
+    mountd: bool = False
+    drivers: tuple[str, ...] = ()
+
+
+def decode_request(packet: bytes) -> Request:
+    """The request in a packet. Raises msgspec.DecodeError (a ValidationError is one)."""
+    return _REQUESTS.decode(packet)
+
+
+def encode_answer(answer: Answer) -> list[bytes]:
+    """The packets in which an answer travels."""
+    data = msgspec.msgpack.encode(answer)
+    return [data[start : start + MAX_PACKET] for start in range(0, len(data), MAX_PACKET)]
+
+
+def call(runtime: str, command: str, timeout: float = 5.0, **arguments: Any) -> Any:
+    """What the daemon that runs in `runtime` answers to a command, within `timeout` seconds.
+
+    Raises OperatorError where no daemon runs, where we may not speak to it, and where it could not do what was asked;
+    PeerError where it does not answer, or answers what makes no sense.
+    """
+    request = msgspec.msgpack.encode(Request(command, arguments))
+    deadline = time.monotonic() + timeout
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        try:
+            connection.settimeout(timeout)
+            _connect(connection, Path(runtime, SOCKET_NAME))
+            connection.sendall(request)
+            answer = _receive(connection, deadline)
+        except TimeoutError:
+            raise PeerError(f"the daemon did not answer within {timeout:g} s", "look at it: journalctl -u fuse-gated") from None
+        except OSError as error:
+            raise PeerError(f"the daemon broke off: {error.strerror}", "look at it: journalctl -u fuse-gated") from None
+    if answer.error is not None:
+        raise OperatorError(answer.error, answer.hint)
+    return answer.result
+
+
+def convert_sessions(result: Any) -> list[Session]:
+    """The result of `sessions`. Raises PeerError where it is none."""
+    return _convert(result, list[Session])
+
+
+def convert_status(result: Any) -> Status:
+    """The result of `status`. Raises PeerError where it is none."""
+    return _convert(result, Status)
+
+
+def _convert(result: Any, kind: type[Kind]) -> Kind:
+    try:
+        return msgspec.convert(result, kind)
+    except msgspec.ValidationError:
+        raise _nonsense() from None
+
+
+def _nonsense() -> PeerError:
+    return PeerError("the daemon's answer makes no sense", "client and daemon may be of different versions: restart fuse-gated")
+
+
+def _connect(connection: socket.socket, path: Path) -> None:
+    try:
+        if len(os.fsencode(path)) <= _PATH_MAX:
+            connection.connect(str(path))
+            return
+        # A socket's address has no room for a longer path; the directory's descriptor stands for it.
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            connection.connect(f"/proc/self/fd/{directory}/{path.name}")
+        finally:
+            os.close(directory)
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+        raise OperatorError(
+            f"no daemon runs in {path.parent}", "start it: systemctl start fuse-gated; or name its directory: --runtime DIR"
+        ) from None
+    except PermissionError:
+        raise OperatorError(f"we may not use {path}", "run this as root, or as the user that the daemon runs as") from None
+
+
+def _receive(connection: socket.socket, deadline: float) -> Answer:
+    data = bytearray()
+    while len(data) <= MAX_ANSWER:
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        packet = connection.recv(MAX_REQUEST)
+        data += packet
+        try:
+            return _ANSWERS.decode(data)
+        except msgspec.DecodeError:
+            # Cut off so far, or not an answer at all: the end of what is sent tells which.
+            if not packet:
+                break
+    raise _nonsense()
+
+
+_REQUESTS: Final = msgspec.msgpack.Decoder(Request)
+_ANSWERS: Final = msgspec.msgpack.Decoder(Answer)

@@ -1,0 +1,432 @@
+"""The daemon: accepts, forks and supervises. It parses nothing that came from a network.
+
+One connection is one worker from the first byte on (the model of sshd). The daemon knows who has logged in, because it
+compares the digests itself; it gives each worker its own tenant's policy and its own mount's descriptor and nothing else;
+and when a worker ends, however it ends, its mount is taken away at once.
+"""
+
+import contextlib
+import datetime
+import gc
+import os
+import secrets
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import sdnotify
+
+from fuse_gated import supervision, worker
+from fuse_gated.config.settings import Settings
+from fuse_gated.desk import Desk
+from fuse_gated.edge import etc, keeping, process
+from fuse_gated.edge.channel import Channel
+from fuse_gated.edge.journal import Journal
+from fuse_gated.edge.loop import Loop, Timer
+from fuse_gated.errors import ConfigurationError, PeerError
+from fuse_gated.gate.admission import Logins, Startups, may_open
+from fuse_gated.gate.gate import Gate
+from fuse_gated.gate.tenant import Identity, Tenant
+from fuse_gated.mounter import Mounter
+from fuse_gated.standalone import DaemonParts
+from fuse_gated.supervision import CLOSE_LIMIT, CLOSE_LOGIN, CLOSE_POLICY
+
+PROGRAM: Final = "fuse-gated"
+_END_PATIENCE: Final = 6.0
+_LOGIN_SLACK: Final = 2.0
+_ACCEPTS_A_TURN: Final = 32
+
+
+class Guest:
+    """One connection, as the daemon sees it. `path` and `driver` are set once it is mounted."""
+
+    def __init__(self, session: str, address: str, child: process.Child, channel: Channel[supervision.FromWorker]) -> None:
+        self.session = session
+        self.address = address
+        self.child = child
+        self.channel = channel
+        self.tenant: Tenant | None = None
+        self.digest = ""
+        self.export = ""
+        self.program = ""
+        self.path = ""
+        self.driver = ""
+        self.since = time.time()
+        self.mounted = False
+        self.starting = True
+        """Counts among those that have not logged in."""
+        self.opening = False
+        self.dead = False
+        self.deadline: Timer | None = None
+        self.report: supervision.Report | None = None
+        self.asked: list[Callable[[str], None]] = []
+
+    @property
+    def shown(self) -> str:
+        return f"{self.tenant.name}/{self.export}" if self.tenant is not None else self.session
+
+
+class Daemon:
+    """Runs until SIGTERM. SIGHUP reads the policy anew."""
+
+    def __init__(
+        self, parts: DaemonParts, settings: Settings, directory: Path, journal: Journal, tls: ssl.SSLContext | None
+    ) -> None:
+        self.loop = Loop()
+        self.settings = settings
+        self.guests: dict[str, Guest] = {}
+        self.tenants: dict[str, tuple[Tenant, Identity]] = {}
+        self.drivers: tuple[str, ...] = ("kernel",) if parts.mountd is not None else ("libfuse",)
+        self.mounter: Mounter | None = None
+        self._parts = parts
+        self._directory = directory
+        self._journal = journal
+        self._tls = tls
+        self._startups = Startups(settings.admission.startups, settings.admission.per_address)
+        self._logins = Logins(())
+        self._notify = sdnotify.SystemdNotifier().notify
+        self._ending = False
+        self._status = 0
+        if parts.mountd is not None:
+            channel = Channel(parts.mountd, keeping.ANSWERS, max_fds=1)
+            self.mounter = Mounter(self.loop, channel, self._keeper_lost)
+
+    def run(self) -> int:
+        """Serve; the exit status. Raises ConfigurationError if the policy is at fault."""
+        self._use(self._read())
+        for listener in self._parts.listeners:
+            listener.setblocking(False)
+            self.loop.watch(listener.fileno(), lambda _events, listener=listener: self._accept(listener))  # type: ignore[misc]
+        Desk(self.loop, self._parts.control, self)
+        signal.signal(signal.SIGHUP, lambda *_: self.loop.from_thread(self.reload))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.loop.from_thread(self.end))
+        # What every worker shares is never collected, and so never copied by the fork's writes to it.
+        gc.collect()
+        gc.freeze()
+        where = ", ".join(_shown(listener) for listener in self._parts.listeners)
+        self._notify("READY=1")
+        process.tell(PROGRAM, f"ready: listening on {where}, {len(self.tenants)} tenants, {self.drivers[0]} driver")
+        self.loop.run()
+        return self._status
+
+    def end(self) -> None:
+        """End in order: every session is told, then unmounted."""
+        if self._ending:
+            return
+        self._ending = True
+        self._notify("STOPPING=1")
+        for listener in self._parts.listeners:
+            self.loop.forget(listener.fileno())
+        for guest in list(self.guests.values()):
+            self._say(guest, supervision.End(1001, "the server is stopping"))
+        self.loop.after(_END_PATIENCE, self._end_hard)
+        self._check_end()
+
+    def reload(self) -> None:
+        """Read the policy anew and give it to the live sessions. A faulty one changes nothing."""
+        self._notify("RELOADING=1")
+        try:
+            read = self._read()
+        except ConfigurationError as error:
+            for fault in error.faults or (str(error),):
+                process.tell(PROGRAM, f"policy not applied: {fault}")
+            process.tell(PROGRAM, "the policy in force stays as it was; mend it and reload again")
+        else:
+            self._use(read)
+            self._apply()
+            process.tell(PROGRAM, f"policy applied: {len(self.tenants)} tenants, {self._mounted} sessions")
+        self._notify("READY=1")
+
+    def kick(self, session: str, reason: str) -> None:
+        """End one session."""
+        guest = self.guests.get(session)
+        if guest is not None:
+            self._end_guest(guest, CLOSE_POLICY, reason)
+
+    def ask(self, guest: Guest, answered: Callable[[str], None]) -> None:
+        """Ask a worker for a report; `answered(session)` is called when it came."""
+        guest.asked.append(answered)
+        if len(guest.asked) == 1:
+            self._say(guest, supervision.Ask(1))
+
+    # Connections.
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPTS_A_TURN):
+            try:
+                sock, peer = listener.accept()
+            except OSError:
+                return
+            address = peer[0] if isinstance(peer, tuple) else ""
+            refusal = self._startups.admit(address)
+            if refusal is not None:
+                self._turn_away(sock, refusal.status, refusal.reason)
+                continue
+            try:
+                self._fork(sock, address)
+            except OSError as error:
+                self._startups.done(address)
+                process.tell(PROGRAM, f"cannot start a worker: {error.strerror} (are processes or memory short?)")
+                self._turn_away(sock, 503, "the server cannot start a worker now")
+
+    def _turn_away(self, sock: socket.socket, status: int, reason: str) -> None:
+        """Nothing is read from whom nobody is there to serve; over TLS there is nothing to say either."""
+        with contextlib.suppress(OSError):
+            if self._tls is None:
+                sock.setblocking(False)
+                length = len(reason) + 1
+                head = f"HTTP/1.1 {status} Refused\r\nConnection: close\r\nRetry-After: 5\r\nContent-Length: {length}\r\n\r\n"
+                sock.send(f"{head}{reason}\n".encode())
+        sock.close()
+
+    def _fork(self, sock: socket.socket, address: str) -> None:
+        session = secrets.token_hex(8)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        visitor = worker.Visitor(session, address)
+        own_pid = os.getpid()
+        with theirs, sock:
+            child = process.spawn(
+                lambda: worker.run(sock, theirs, self._journal, visitor, self.settings, self._tls, own_pid), program=PROGRAM
+            )
+        channel = Channel(ours, supervision.FROM_WORKER, max_fds=0)
+        guest = Guest(session, address, child, channel)
+        self.guests[session] = guest
+        guest.deadline = self.loop.after(
+            self.settings.admission.login_deadline + _LOGIN_SLACK, lambda: child.send_signal(signal.SIGKILL)
+        )
+        self.loop.watch(channel.fileno(), lambda _events: self._heard(guest))
+        self.loop.watch(child.fileno(), lambda _events: self._died(guest))
+
+    def _heard(self, guest: Guest) -> None:
+        try:
+            received = guest.channel.receive()
+        except BlockingIOError:
+            return
+        except PeerError:
+            # What a worker says that is no message was not said by our code.
+            guest.child.send_signal(signal.SIGKILL)
+            received = None
+        if received is None:
+            self.loop.forget(guest.channel.fileno())
+            return
+        match received[0]:
+            case supervision.Login(digest=digest):
+                self._login(guest, digest)
+            case supervision.Open(export=export, program=program):
+                self._open(guest, export, program)
+            case supervision.Ending():
+                self._unmount(guest)
+            case supervision.Report() as report:
+                guest.report = report
+                asked, guest.asked = guest.asked, []
+                for answered in asked:
+                    answered(guest.session)
+
+    def _died(self, guest: Guest) -> None:
+        self.loop.forget(guest.child.fileno())
+        status = guest.child.wait()
+        guest.dead = True
+        if status:
+            process.tell(PROGRAM, f"worker of session {guest.session} ({guest.shown}) ended with {_status(status)}")
+        self._started(guest)
+        if guest.deadline is not None:
+            guest.deadline.cancel()
+        self.loop.forget(guest.channel.fileno())
+        guest.channel.close()
+        for answered in guest.asked:
+            answered(guest.session)
+        if guest.mounted:
+            self._unmount(guest)
+        elif not guest.opening:
+            self._gone(guest)
+
+    # Login and mounts.
+
+    def _login(self, guest: Guest, digest: str) -> None:
+        if guest.tenant is not None:
+            guest.child.send_signal(signal.SIGKILL)  # our code asks once
+            return
+        login = self._logins.find(digest, _today())
+        if login.outcome != "tenant" or login.tenant is None:
+            expired = login.token.expires if login.outcome == "expired" and login.token is not None else None
+            reason = "the token is not known here" if expired is None else f"the token has expired on {expired}"
+            self._say(guest, supervision.LoginRefused(reason))
+            return
+        tenant, identity = self.tenants[login.tenant.name]
+        guest.tenant, guest.digest = tenant, digest
+        self._say(guest, supervision.LoggedIn(tenant, identity))
+
+    def _open(self, guest: Guest, export: str, program: str) -> None:
+        if guest.tenant is None or guest.mounted or guest.opening:
+            guest.child.send_signal(signal.SIGKILL)
+            return
+        tenant, identity = self.tenants.get(guest.tenant.name, (None, None))
+        if tenant is None or identity is None:
+            self._say(guest, supervision.OpenRefused("the tenant is gone from the policy", CLOSE_LOGIN))
+            return
+        others = [
+            other.export
+            for other in self.guests.values()
+            if other.export and other.tenant is not None and other.tenant.name == tenant.name
+        ]
+        refusal = may_open(tenant, export, others)
+        if refusal is None and self._mounted >= self.settings.max_sessions:
+            self._say(guest, supervision.OpenRefused(f"the server has {self._mounted} sessions, as many as it may", CLOSE_LIMIT))
+            return
+        if refusal is not None:
+            self._say(guest, supervision.OpenRefused(refusal.reason, CLOSE_LIMIT if refusal.status == 429 else CLOSE_POLICY))
+            return
+        if self.mounter is None or not self.mounter.alive:
+            self._say(guest, supervision.OpenRefused("the server cannot mount: there is no mount keeper", 1011))
+            return
+        guest.export, guest.program, guest.opening = export, program, True
+        self._started(guest)
+        self.mounter.mount(Gate(tenant, identity), export, lambda answer, fds: self._mount_answered(guest, answer, fds))
+
+    def _mount_answered(self, guest: Guest, answer: keeping.FromKeeper, fds: list[int]) -> None:
+        guest.opening = False
+        if isinstance(answer, keeping.Mounted) and fds:
+            guest.mounted, guest.path, guest.driver = True, answer.path, "kernel"
+            if guest.deadline is not None:
+                guest.deadline.cancel()
+            if guest.dead:
+                self._unmount(guest)
+            else:
+                self._say(guest, supervision.Opened(answer.path, "kernel"), fds)
+        else:
+            reason = answer.reason if isinstance(answer, keeping.Refused) else "the mount keeper answered nonsense"
+            process.tell(PROGRAM, f"{guest.shown} could not be mounted: {reason}")
+            guest.export = ""
+            self._say(guest, supervision.OpenRefused(f"the server could not mount: {reason}", 1011))
+            if guest.dead:
+                self._gone(guest)
+        for fd in fds:
+            os.close(fd)
+
+    def _unmount(self, guest: Guest) -> None:
+        if not guest.mounted or self.mounter is None or guest.tenant is None:
+            return
+        guest.mounted = False
+        self.mounter.unmount(guest.tenant.name, guest.export, lambda answer, _fds: self._unmounted(guest, answer))
+
+    def _unmounted(self, guest: Guest, answer: keeping.FromKeeper) -> None:
+        if isinstance(answer, keeping.Refused):
+            process.tell(PROGRAM, f"{guest.shown} could not be unmounted: {answer.reason}")
+        guest.export = ""
+        if guest.dead:
+            self._gone(guest)
+        else:
+            self._say(guest, supervision.Unmounted())
+            self.loop.after(_END_PATIENCE, lambda: guest.child.send_signal(signal.SIGKILL))
+
+    # The policy.
+
+    def _read(self) -> dict[str, tuple[Tenant, Identity]]:
+        tenants = etc.read_policy(self._directory)
+        faults: list[str] = []
+        read: dict[str, tuple[Tenant, Identity]] = {}
+        for tenant in tenants:
+            try:
+                read[tenant.name] = (tenant, etc.identity(tenant))
+            except ConfigurationError as error:
+                faults += error.faults
+        if faults:
+            raise ConfigurationError(f"{len(faults)} faults in the policy", "mend them and try again", tuple(faults))
+        return read
+
+    def _use(self, tenants: dict[str, tuple[Tenant, Identity]]) -> None:
+        self.tenants = tenants
+        self._logins = Logins(tenant for tenant, _ in tenants.values())
+
+    def _apply(self) -> None:
+        exports: dict[str, list[str]] = {}
+        for guest in list(self.guests.values()):
+            if guest.tenant is None:
+                continue
+            entry = self.tenants.get(guest.tenant.name)
+            login = self._logins.find(guest.digest, _today())
+            known = login.tenant is not None and login.outcome == "tenant" and login.tenant.name == guest.tenant.name
+            if entry is None or not known:
+                why = "the tenant is gone from the policy" if entry is None else "the token is no longer valid"
+                self._end_guest(guest, CLOSE_LOGIN, why)
+                continue
+            if _settled(entry[0]) != _settled(guest.tenant):
+                self._end_guest(guest, CLOSE_POLICY, "the policy's ownership or symlinks changed: connect again")
+                continue
+            guest.tenant = entry[0]
+            self._say(guest, supervision.Apply(*entry))
+            if guest.mounted:
+                exports.setdefault(guest.tenant.name, []).append(guest.export)
+        if self.mounter is not None:
+            for name, names in exports.items():
+                self.mounter.apply(Gate(*self.tenants[name]), names)
+
+    # Details.
+
+    @property
+    def _mounted(self) -> int:
+        return sum(guest.mounted for guest in self.guests.values())
+
+    def _started(self, guest: Guest) -> None:
+        if guest.starting:
+            guest.starting = False
+            self._startups.done(guest.address)
+
+    def _say(self, guest: Guest, message: msgspec.Struct, fds: list[int] | None = None) -> None:
+        if guest.dead:
+            return
+        try:
+            guest.channel.send(message, fds or ())
+        except (BlockingIOError, PeerError):
+            # It does not read: nothing that it serves is worth waiting for.
+            guest.child.send_signal(signal.SIGKILL)
+
+    def _end_guest(self, guest: Guest, code: int, reason: str) -> None:
+        self._say(guest, supervision.End(code, reason))
+        self.loop.after(_END_PATIENCE, lambda: guest.child.send_signal(signal.SIGKILL))
+
+    def _gone(self, guest: Guest) -> None:
+        self.guests.pop(guest.session, None)
+        self._check_end()
+
+    def _check_end(self) -> None:
+        if self._ending and not self.guests:
+            self.loop.stop()
+
+    def _end_hard(self) -> None:
+        for guest in self.guests.values():
+            guest.child.send_signal(signal.SIGKILL)
+        self.loop.after(1.0, self.loop.stop)
+
+    def _keeper_lost(self) -> None:
+        """Whoever started us starts the keeper again, and us with it: sessions end, in order."""
+        if not self._ending:
+            process.tell(PROGRAM, "the mount keeper is gone: ending, to be started again")
+            self._status = 1
+            self.end()
+
+
+def _settled(tenant: Tenant) -> tuple[str, bool]:
+    """What is settled when the mount is made, and cannot change while it is there."""
+    return tenant.ownership, tenant.symlinks == "deny"
+
+
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+def _shown(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    if isinstance(name, tuple):
+        return f"[{name[0]}]:{name[1]}" if listener.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
+    return str(name)
+
+
+def _status(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"status {status}"

@@ -1,0 +1,187 @@
+"""The export: a directory of this machine, and every operation of the wire carried out beneath it.
+
+`Export` composes its siblings: `beneath` resolves paths, `names` and `contents` carry out, `locks` excludes, `precautions`
+refuses. What the server sends is hostile until it is checked: whatever it sends ends in a result or in OSError, and touches
+nothing outside the export.
+"""
+
+import enum
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from fuse_gated.edge.beneath import Beneath
+from fuse_gated.edge.contents import Contents
+from fuse_gated.edge.filesystems import Filesystems
+from fuse_gated.edge.handles import Handles
+from fuse_gated.edge.locks import Locks
+from fuse_gated.edge.names import Names
+from fuse_gated.edge.precautions import Precautions, effective_capabilities
+from fuse_gated.errors import OperatorError
+from fuse_gated.wire import messages as wire
+
+
+class Later(enum.Enum):
+    """What `Export.attempt` answers for an operation that would wait."""
+
+    LATER = enum.auto()
+
+
+LATER: Final = Later.LATER
+
+_SLOW: Final = frozenset({wire.Fsync, wire.Fsyncdir, wire.Fallocate, wire.CopyFileRange, wire.Statfs})
+"""What always may wait for a disk."""
+
+_ALWAYS_QUICK: Final = frozenset({wire.Setlk, wire.Getlk})
+"""What never waits, on no filesystem: locks are tried, not waited for."""
+
+
+class Export:
+    """The directory `root`, served to a server.
+
+    `perform` may be called from several threads at once, `attempt` from one. `max_handles` bounds what the server may hold
+    open (default: by RLIMIT_NOFILE). The process's umask should be 0: the modes that the server asks for have passed their
+    caller's umask already. Raises OperatorError if `root` is no directory that can be opened, or /proc is not there.
+    """
+
+    def __init__(
+        self,
+        root: Path | bytes,
+        *,
+        read_only: bool = False,
+        trust_server: bool = False,
+        max_handles: int | None = None,
+        openat2: bool = True,
+    ) -> None:
+        self.root = os.path.realpath(os.fsencode(root))
+        """The directory's absolute path, without links."""
+        try:
+            capabilities = effective_capabilities()
+        except OSError as error:
+            hint = "mount /proc: files are reached through it"
+            raise OperatorError(f"cannot read /proc/self/status: {error.strerror}", hint) from None
+        self._precautions = Precautions(read_only=read_only, trust_server=trust_server, capabilities=capabilities)
+        try:
+            self._beneath = Beneath(self.root, openat2=openat2)
+        except OSError as error:
+            hint = "name a directory that you may enter"
+            raise OperatorError(f"cannot open {os.fsdecode(self.root)}: {error.strerror}", hint) from None
+        self._handles = Handles(max_handles)
+        self._locks = Locks(self._handles.limit)
+        filesystems = Filesystems()
+        names = Names(self._beneath, self._handles, self._precautions)
+        contents = Contents(self._beneath, self._handles, self._locks, names, self._precautions, filesystems)
+        self.local = filesystems.is_local(self._beneath.root, os.fstat(self._beneath.root).st_dev)
+        """Whether the root's filesystem answers without a network; where it does not, no operation is quick."""
+        self._perform = _table(names, contents, self._getlk, self._setlk)
+        self._attempt: dict[type[wire.Arguments], Callable[[Any], Any]] = {
+            wire.Open: contents.open_quickly,
+            wire.Read: contents.read_quickly,
+            wire.Write: lambda arguments: contents.write(arguments) if contents.write_is_quick(arguments) else None,
+        }
+        self._is_quick: dict[type[wire.Arguments], Callable[[Any], bool]] = {
+            wire.Flush: contents.flush_is_quick,
+            wire.Readdir: contents.readdir_is_quick,
+        }
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What the client says of itself in its hello: 'chown', where it can give files away, and 'read-only'."""
+        if self._precautions.read_only:
+            return ("read-only",)
+        return ("chown",) if self._precautions.can_chown else ()
+
+    @property
+    def open_handles(self) -> int:
+        return len(self._handles)
+
+    def perform(self, arguments: wire.Arguments) -> Any:
+        """Carry out one operation, however long it takes (a lock is tried once, never waited for). The result is of the kind
+        in `RESULTS`. Raises OSError, for arguments that make no sense with EINVAL or EBADF."""
+        return _guarded(self._perform[type(arguments)], arguments)
+
+    def attempt(self, arguments: wire.Arguments) -> Any:
+        """Carry out one operation if that is a matter of microseconds; else LATER, and nothing was done: `perform` it on
+        another thread. The result is as `perform`'s, but of a read it is a memoryview that the next call overwrites."""
+        kind = type(arguments)
+        if kind in _SLOW or not (self.local or kind in _ALWAYS_QUICK):
+            return LATER
+        attempt = self._attempt.get(kind)
+        if attempt is not None:
+            result = _guarded(attempt, arguments)
+            return LATER if result is None else result
+        is_quick = self._is_quick.get(kind)
+        if is_quick is not None and not _guarded(is_quick, arguments):
+            return LATER
+        return _guarded(self._perform[kind], arguments)
+
+    def close(self) -> None:
+        """Give up locks, handles and the root. No operation may be running."""
+        self._locks.close()
+        self._handles.close()
+        self._beneath.close()
+
+    def _getlk(self, arguments: wire.Getlk) -> wire.LockState:
+        file = self._handles.file(arguments.handle)
+        return self._locks.test(file, arguments.owner, arguments.start, arguments.end, arguments.type)
+
+    def _setlk(self, arguments: wire.Setlk) -> None:
+        file = self._handles.file(arguments.handle)
+        if arguments.flock:
+            self._locks.flock(file, arguments.type)
+        else:
+            self._locks.set(file, arguments.owner, arguments.start, arguments.end, arguments.type)
+
+
+def _table(
+    names: Names,
+    contents: Contents,
+    getlk: Callable[[wire.Getlk], wire.LockState],
+    setlk: Callable[[wire.Setlk], None],
+) -> dict[type[wire.Arguments], Callable[[Any], Any]]:
+    return {
+        wire.Getattr: names.getattr,
+        wire.Setattr: names.setattr,
+        wire.Readlink: names.readlink,
+        wire.Symlink: names.symlink,
+        wire.Mknod: names.mknod,
+        wire.Mkdir: names.mkdir,
+        wire.Unlink: names.unlink,
+        wire.Rmdir: names.rmdir,
+        wire.Rename: names.rename,
+        wire.Link: names.link,
+        wire.Open: contents.open,
+        wire.Create: contents.create,
+        wire.Read: contents.read,
+        wire.Write: contents.write,
+        wire.Flush: contents.flush,
+        wire.Release: contents.release,
+        wire.Fsync: contents.fsync,
+        wire.Opendir: contents.opendir,
+        wire.Readdir: contents.readdir,
+        wire.Releasedir: contents.releasedir,
+        wire.Fsyncdir: contents.fsyncdir,
+        wire.Statfs: names.statfs,
+        wire.Access: names.access,
+        wire.Getxattr: names.getxattr,
+        wire.Setxattr: names.setxattr,
+        wire.Listxattr: names.listxattr,
+        wire.Removexattr: names.removexattr,
+        wire.Lseek: contents.lseek,
+        wire.Fallocate: contents.fallocate,
+        wire.CopyFileRange: contents.copy_file_range,
+        wire.Getlk: getlk,
+        wire.Setlk: setlk,
+    }
+
+
+def _guarded(operation: Callable[[Any], Any], arguments: wire.Arguments) -> Any:
+    try:
+        return operation(arguments)
+    except (ValueError, OverflowError) as error:
+        # os refuses some arguments before the kernel sees them: a NUL in a name, a number that fits no C type.
+        raise OSError(errno.EINVAL, str(error)) from None
+    except MemoryError:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None

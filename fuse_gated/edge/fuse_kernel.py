@@ -1,0 +1,188 @@
+"""The kernel driver: reads requests from /dev/fuse, writes answers to it (linux/fuse.h).
+
+One thread reads and answers. Notifications that make the kernel wait for locks which a request of ours may hold (names,
+pages) are written by a thread of their own: written by the reader they deadlock in the kernel.
+"""
+
+import contextlib
+import errno
+import os
+import queue
+import struct
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from fuse_gated.edge import fuse_answers
+from fuse_gated.edge.fuse_requests import IN_HEADER, INIT, NOTIFY_REPLY, decode
+from fuse_gated.errors import KernelError
+from fuse_gated.operations import Answer, Caller, Destroy, Request
+
+MAJOR: Final = 7
+MINOR: Final = 45
+OLDEST_MINOR: Final = 31
+MAX_WRITE: Final = 2**20
+
+_BUFFER: Final = MAX_WRITE + 4096
+_REQUESTS_A_TURN: Final = 16
+_INIT_IN = struct.Struct("=IIII")
+_INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
+
+FLAGS: Final[dict[str, int]] = {
+    "ASYNC_READ": 1 << 0,
+    "POSIX_LOCKS": 1 << 1,
+    "ATOMIC_O_TRUNC": 1 << 3,
+    "BIG_WRITES": 1 << 5,
+    "FLOCK_LOCKS": 1 << 10,
+    "AUTO_INVAL_DATA": 1 << 12,
+    "DO_READDIRPLUS": 1 << 13,
+    "READDIRPLUS_AUTO": 1 << 14,
+    "ASYNC_DIO": 1 << 15,
+    "PARALLEL_DIROPS": 1 << 18,
+    "MAX_PAGES": 1 << 22,
+    "HANDLE_KILLPRIV_V2": 1 << 28,
+    "INIT_EXT": 1 << 30,
+    "NO_EXPORT_SUPPORT": 1 << 38,
+}
+"""What we use where the kernel has it. Left out on purpose: WRITEBACK_CACHE (size and mtime would be the kernel's, wrong when
+the client's own programs edit the files), CACHE_SYMLINKS (a link's target is judged each time), POSIX_ACL, EXPORT_SUPPORT."""
+
+
+class Negotiated(msgspec.Struct, frozen=True):
+    """What INIT settled, for the mount's life."""
+
+    minor: int
+    flags: int
+    max_write: int
+
+
+class Notifier:
+    """The thread that writes notifications. To be started before the process is caged, which forbids new threads."""
+
+    def __init__(self) -> None:
+        self._notices: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
+        self._thread.start()
+
+    def put(self, fd: int, notice: bytes) -> None:
+        """Write `notice` to `fd` in a while."""
+        self._notices.put((fd, notice))
+
+    def stop(self) -> None:
+        """End the thread, unless it waits in the kernel: then it ends with the mount."""
+        self._notices.put(None)
+        self._thread.join(0.2)
+
+    def _run(self) -> None:
+        while (entry := self._notices.get()) is not None:
+            write_notice(*entry)
+
+
+def write_notice(fd: int, notice: bytes) -> None:
+    """ENOENT: the kernel does not hold what it should forget. Anything else means that the mount is going."""
+    with contextlib.suppress(OSError):
+        os.write(fd, notice)
+
+
+class KernelDriver:
+    """Serves one mount. `on_request(unique, caller, request)` is called for each request; a request's data lies in the
+    driver's buffer and is good until the callback returns. `on_ready` is called once, when INIT is answered, and `on_end`
+    once, when the mount is gone."""
+
+    def __init__(
+        self,
+        fd: int,
+        notifier: Notifier,
+        on_request: Callable[[int, Caller, Request], None],
+        on_ready: Callable[[], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self.fd = fd
+        self.negotiated: Negotiated | None = None
+        self._on_request = on_request
+        self._on_ready = on_ready
+        self._on_end = on_end
+        self._notifier = notifier
+        self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
+        self._ended = False
+        os.set_blocking(fd, False)
+
+    def ready(self, _events: int = 0) -> None:
+        """Read what the kernel has, a few requests at most."""
+        for _ in range(_REQUESTS_A_TURN):
+            try:
+                size = os.readv(self.fd, (self._buffer,))
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.EINTR):
+                    continue  # the request was interrupted while we read it
+                self._end()
+                return
+            self._one(size)
+            if self._ended:
+                return
+
+    def answer(self, unique: int, answer: Answer) -> None:
+        """Answer a request. One that the kernel has given up meanwhile (interrupted, aborted) is no fault."""
+        parts = fuse_answers.encode(unique, answer)
+        try:
+            os.writev(self.fd, parts)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED, errno.EBADF):
+                # The kernel refuses the answer's form: without another one the caller would wait for ever.
+                with contextlib.suppress(OSError):
+                    os.write(self.fd, fuse_answers.OUT_HEADER.pack(fuse_answers.OUT_HEADER.size, -errno.EIO, unique))
+
+    def invalidate_inode(self, node: int, *, pages: bool) -> None:
+        notice = fuse_answers.invalidate_inode(node, pages=pages)
+        if pages:
+            self._notifier.put(self.fd, notice)
+        else:
+            # Attributes alone take no lock that a request holds, and must be gone before the answer that follows.
+            write_notice(self.fd, notice)
+
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
+        self._notifier.put(self.fd, fuse_answers.invalidate_entry(parent, name))
+
+    def _one(self, size: int) -> None:
+        length, opcode, unique, node, uid, gid, pid, _extensions, _ = IN_HEADER.unpack_from(self._buffer)
+        body = self._view[IN_HEADER.size : length]
+        if length != size:
+            raise KernelError(f"the kernel sent {size} bytes for a request of {length}")
+        if opcode == INIT:
+            self._init(unique, body)
+        elif opcode != NOTIFY_REPLY:
+            request = decode(opcode, node, body)
+            self._on_request(unique, Caller(uid, gid, pid), request)
+            if type(request) is Destroy:
+                self._end()
+
+    def _init(self, unique: int, body: memoryview) -> None:
+        major, minor, readahead, flags = _INIT_IN.unpack_from(body)
+        if major != MAJOR or minor < OLDEST_MINOR:
+            os.write(self.fd, fuse_answers.OUT_HEADER.pack(fuse_answers.OUT_HEADER.size, -errno.EPROTO, unique))
+            raise KernelError(
+                f"the kernel speaks FUSE {major}.{minor}, {MAJOR}.{OLDEST_MINOR} is the oldest that is served",
+                "a kernel of 5.4 or later has it",
+            )
+        if flags & FLAGS["INIT_EXT"] and len(body) >= 20:
+            flags |= struct.unpack_from("=I", body, 16)[0] << 32
+        chosen = flags & sum(FLAGS.values())
+        max_write = MAX_WRITE if chosen & FLAGS["MAX_PAGES"] else 32 * 4096
+        self.negotiated = Negotiated(min(minor, MINOR), chosen, max_write)
+        answer = _INIT_OUT.pack(
+            MAJOR, self.negotiated.minor, readahead, chosen & 0xFFFFFFFF,
+            64, 48, max_write, 1, max_write // 4096, 0, chosen >> 32, 0,
+        )  # fmt: skip
+        header = fuse_answers.OUT_HEADER.pack(fuse_answers.OUT_HEADER.size + len(answer), 0, unique)
+        os.write(self.fd, header + answer)
+        self._on_ready()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._on_end()

@@ -1,0 +1,77 @@
+"""The messages between the daemon and the mount keeper.
+
+A request carries an id, which its answer repeats; answers come in the order of the requests. They travel over an
+`edge.channel.Channel`. Types are checked here, and what a field may hold by the mount keeper.
+"""
+
+from typing import Final
+
+import msgspec
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of all requests. The answer repeats `id`."""
+
+    id: int
+    tenant: str
+
+
+class Mount(Request, frozen=True, kw_only=True, tag="mount"):
+    """Answered with Mounted and the descriptor of /dev/fuse. Sets who may enter, as Access does."""
+
+    export: str
+    default_permissions: bool = False
+    noexec: bool = True
+    nosymfollow: bool = False
+    uids: tuple[int, ...] = ()
+    gids: tuple[int, ...] = ()
+    anyone: bool = False
+
+
+class Unmount(Request, frozen=True, kw_only=True, tag="unmount"):
+    """Done when it is gone; what waited for it ended with an error."""
+
+    export: str
+
+
+class Access(Request, frozen=True, kw_only=True, tag="access"):
+    """Who may enter all mounts of the tenant from now on; at least one must be mounted."""
+
+    uids: tuple[int, ...] = ()
+    gids: tuple[int, ...] = ()
+    anyone: bool = False
+
+
+class Remount(Request, frozen=True, kw_only=True, tag="remount"):
+    """Whether files of a live mount may be executed."""
+
+    export: str
+    noexec: bool
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """The base of all answers."""
+
+    id: int
+
+
+class Mounted(Answer, frozen=True, kw_only=True, tag="mounted"):
+    path: str
+
+
+class Done(Answer, frozen=True, kw_only=True, tag="done"):
+    pass
+
+
+class Refused(Answer, frozen=True, kw_only=True, tag="refused"):
+    """`reason` is for people."""
+
+    reason: str
+
+
+FromDaemon = Mount | Unmount | Access | Remount
+FromKeeper = Mounted | Done | Refused
+REQUESTS: "Final[msgspec.msgpack.Decoder[FromDaemon]]" = msgspec.msgpack.Decoder(FromDaemon)
+"""What the mount keeper's end of the channel receives."""
+ANSWERS: "Final[msgspec.msgpack.Decoder[FromKeeper]]" = msgspec.msgpack.Decoder(FromKeeper)
+"""What the daemon's end of the channel receives."""

@@ -1,0 +1,80 @@
+"""Listing a directory: it is read once, as a whole, and then told in pieces.
+
+A cookie is a position in what was read, so that a listing in many pieces shows each name once even while names come and
+go: telldir(3) offsets of the filesystem would not fit, as some are only unique with their names' hashes.
+"""
+
+import errno
+import os
+import stat
+from typing import Final
+
+from fuse_gated.edge.attributes import attributes
+from fuse_gated.edge.handles import OpenDirectory
+from fuse_gated.wire.messages import Listed, ListedEntry
+
+ANSWER_LIMIT: Final = 512 * 1024
+"""About how many bytes of entries one answer carries."""
+
+QUICK_SIZE: Final = 16 * 1024
+"""st_size of a directory that is read in less time than a thread takes to be woken."""
+QUICK_COUNT: Final = 256
+"""Entries whose attributes are collected in that time."""
+
+_ENTRY_SIZE: Final = 20
+_ATTRIBUTES_SIZE: Final = 80
+
+
+def read(directory: OpenDirectory, cookie: int, count: int, with_attributes: bool) -> Listed:
+    """The entries from `cookie` on; cookie 0 reads the directory anew. A cookie past the end gives none.
+
+    Raises OSError: EINVAL for a negative cookie or a count below 1, and what getdents(2) says.
+    """
+    if cookie < 0 or count < 1:
+        raise OSError(errno.EINVAL, f"cookie {cookie}, count {count}")
+    if cookie == 0:
+        directory.entries = _scan(directory.fd)
+    entries = directory.entries
+    told: list[ListedEntry] = []
+    size = 0
+    for entry in entries[cookie : cookie + min(count, ANSWER_LIMIT)]:
+        size += len(entry.name) + _ENTRY_SIZE + (_ATTRIBUTES_SIZE if with_attributes else 0)
+        if size > ANSWER_LIMIT and told:
+            break
+        told.append(_with_attributes(directory.fd, entry) if with_attributes else entry)
+    return Listed(tuple(told), cookie + len(told) >= len(entries))
+
+
+def is_quick(directory: OpenDirectory, cookie: int, count: int, with_attributes: bool) -> bool:
+    """Whether `read` is a matter of microseconds."""
+    if cookie == 0 and os.fstat(directory.fd).st_size > QUICK_SIZE:
+        return False
+    return not with_attributes or min(count, len(directory.entries) - cookie) <= QUICK_COUNT
+
+
+def _scan(fd: int) -> list[ListedEntry]:
+    with os.scandir(fd) as entries:
+        return [ListedEntry(os.fsencode(entry.name), entry.inode(), _type(entry)) for entry in entries]
+
+
+def _type(entry: "os.DirEntry[str]") -> int:
+    """The file type's bits of a mode. Answered from the directory where the filesystem keeps types in it (d_type)."""
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    try:
+        return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return 0
+
+
+def _with_attributes(fd: int, entry: ListedEntry) -> ListedEntry:
+    """A name that has vanished since keeps its place, without attributes: cookies are positions."""
+    try:
+        status = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return entry
+    return ListedEntry(entry.name, status.st_ino, stat.S_IFMT(status.st_mode), attributes(status))

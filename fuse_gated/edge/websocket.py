@@ -1,0 +1,273 @@
+"""A WebSocket (RFC 6455) on a non-blocking socket: `websockets` speaks the protocol, this moves the bytes.
+
+Messages that are sent in one turn of the loop leave in one system call at its end. Bytes are received into one buffer that
+lives as long as the connection, because recv() with a large size costs an mmap each.
+"""
+
+import contextlib
+import select
+import socket
+import ssl
+from typing import Protocol
+
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import Protocol as WebSocketProtocol
+from websockets.protocol import State
+
+from fuse_gated.edge.loop import WRITABLE, Loop, Timer
+
+_BUFFER = 256 * 1024
+_READS_A_TURN = 8
+_CLOSE_TIMEOUT = 3.0
+
+
+class Handlers(Protocol):
+    """Who uses a WebSocket implements this."""
+
+    def on_request(self, request: Request) -> None:
+        """A server received the upgrade request; it answers with `protocol.accept` or `.reject` and `send_response`."""
+
+    def on_response(self, response: Response) -> None:
+        """A client received the answer to its upgrade request; the connection is open if `protocol.state` is OPEN."""
+
+    def on_message(self, data: bytes | bytearray) -> None:
+        """A whole binary message."""
+
+    def on_closed(self, code: int, reason: str) -> None:
+        """The connection is over, once: 1006 if it broke off without a close frame (RFC 6455, 7.1.5)."""
+
+
+class WebSocket:
+    """One connection. The socket must be connected and non-blocking; an ssl.SSLSocket may still have its handshake to do."""
+
+    def __init__(self, loop: Loop, sock: socket.socket, protocol: WebSocketProtocol, handlers: Handlers) -> None:
+        self.protocol = protocol
+        self.queued = 0
+        """Bytes accepted by `send` that the kernel has not taken yet."""
+        self.last_heard = loop.now
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self._loop = loop
+        self._socket = sock
+        self._handlers = handlers
+        self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
+        self._out: list[memoryview] = []
+        self._parts: list[bytes | bytearray] | None = None
+        self._parts_size = 0
+        self._flush_is_due = False
+        self._waits_for_write = False
+        self._send_eof = False
+        self._over = False
+        self._peer_gone = False
+        self._close_timer: Timer | None = None
+        self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
+        self._handshaking = self._tls is not None
+        self.tls_error = ""
+        """What went wrong in the TLS handshake, for people."""
+        loop.watch(sock.fileno(), self._ready)
+        if self._handshaking:
+            loop.soon(self._handshake)
+
+    @property
+    def open(self) -> bool:
+        return self.protocol.state is State.OPEN and not self._over
+
+    @property
+    def closed(self) -> bool:
+        """The socket is closed, and `on_closed` was called."""
+        return self._over
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue one binary message. It is dropped silently once the connection is closing."""
+        if self.protocol.state is State.OPEN:
+            self.protocol.send_binary(data)
+            self.flush_soon()
+
+    def ping(self) -> None:
+        if self.protocol.state is State.OPEN:
+            self.protocol.send_ping(b"")
+            self.flush_soon()
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Start the closing handshake; `on_closed` follows, within three seconds."""
+        if self._over:
+            return
+        if self.protocol.state is State.OPEN:
+            self.protocol.fail(code, _short(reason)) if code != 1000 else self.protocol.send_close(code, _short(reason))
+            self._flush()
+            if self._close_timer is None:
+                self._close_timer = self._loop.after(_CLOSE_TIMEOUT, self.abort)
+        elif self.protocol.state is State.CONNECTING:
+            self.abort()
+
+    def abort(self) -> None:
+        """Let go of the socket at once."""
+        if self._over:
+            return
+        self._over = True
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+        self._loop.forget(self._socket.fileno())
+        if not self._peer_gone:
+            with contextlib.suppress(Exception):
+                self.protocol.receive_eof()
+        self._socket.close()
+        received, sent = self.protocol.close_rcvd, self.protocol.close_sent
+        told = sent if self.protocol.close_rcvd_then_sent is False and sent is not None else received or sent
+        self._handlers.on_closed(told.code if told else 1006, told.reason if told else self.tls_error)
+
+    def flush_soon(self) -> None:
+        """Send what the protocol has to say at the end of this turn."""
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._loop.soon(self._flush)
+
+    def _ready(self, events: int) -> None:
+        if self._handshaking:
+            self._handshake()
+            return
+        if events & WRITABLE and self._waits_for_write:
+            self._flush()
+        if not self._over and events & ~select.EPOLLOUT:
+            self._receive()
+
+    def _handshake(self) -> None:
+        assert self._tls is not None
+        if self._over:
+            return
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._loop.change(self._socket.fileno())
+            return
+        except ssl.SSLWantWriteError:
+            self._loop.change(self._socket.fileno(), write=True)
+            return
+        except OSError as error:
+            self.tls_error = f"TLS handshake failed: {getattr(error, 'reason', None) or error}"
+            self.abort()
+            return
+        self._handshaking = False
+        self._loop.change(self._socket.fileno())
+        self.flush_soon()
+        self._receive()
+
+    def _receive(self) -> None:
+        for _ in range(_READS_A_TURN):
+            try:
+                count = self._socket.recv_into(self._buffer)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            except OSError:
+                count = 0
+            if count == 0:
+                self._ended()
+                return
+            self.last_heard = self._loop.now
+            self.bytes_received += count
+            self.protocol.receive_data(self._view[:count])  # type: ignore[arg-type]  # it only appends to its own buffer
+            self._deliver()
+            if self._over:
+                return
+            if count < _BUFFER and self._tls is None:
+                return
+        if self._tls is not None and self._tls.pending():
+            # epoll does not see what TLS has already taken out of the socket.
+            self._loop.soon(self._receive_more)
+
+    def _receive_more(self) -> None:
+        if not self._over:
+            self._receive()
+
+    def _ended(self) -> None:
+        self._peer_gone = True
+        with contextlib.suppress(Exception):
+            self.protocol.receive_eof()
+        self._deliver()
+        self._flush()
+        self.abort()
+
+    def _deliver(self) -> None:
+        for event in self.protocol.events_received():
+            if self._over:
+                return
+            if isinstance(event, Frame):
+                self._frame(event)
+            elif isinstance(event, Request):
+                self._handlers.on_request(event)
+            else:
+                self._handlers.on_response(event)
+        if self.protocol.writes:
+            self.flush_soon()
+        if self.protocol.state is not State.OPEN and self._close_timer is None and self.protocol.close_expected():
+            self._close_timer = self._loop.after(_CLOSE_TIMEOUT, self.abort)
+
+    def _frame(self, frame: Frame) -> None:
+        opcode = frame.opcode
+        if opcode is Opcode.BINARY:
+            if frame.fin:
+                self._handlers.on_message(frame.data)  # type: ignore[arg-type]  # received data is bytes or bytearray
+            else:
+                self._parts = [frame.data]  # type: ignore[list-item]
+        elif opcode is Opcode.TEXT:
+            self.close(1003, "text messages are not part of this protocol")
+        elif opcode is Opcode.CONT and self._parts is not None:
+            self._parts.append(frame.data)  # type: ignore[arg-type]
+            if frame.fin:
+                parts, self._parts = self._parts, None
+                self._handlers.on_message(b"".join(parts))
+
+    def _flush(self) -> None:
+        self._flush_is_due = False
+        if self._over or self._handshaking:
+            return
+        for data in self.protocol.data_to_send():
+            if data:
+                self._out.append(memoryview(data))
+                self.queued += len(data)
+            else:
+                self._send_eof = True
+        try:
+            self._write()
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            if not self._waits_for_write:
+                self._waits_for_write = True
+                self._loop.change(self._socket.fileno(), write=True)
+            return
+        except OSError:
+            # Reading tells the end, after what the peer said last.
+            self._out.clear()
+            self.queued = 0
+        if self._waits_for_write:
+            self._waits_for_write = False
+            self._loop.change(self._socket.fileno())
+        if self._send_eof and not self._out:
+            self._half_close()
+
+    def _write(self) -> None:
+        while self._out:
+            sent = self._tls.send(self._out[0]) if self._tls is not None else self._socket.sendmsg(self._out[:64])
+            self.queued -= sent
+            self.bytes_sent += sent
+            while sent and sent >= len(self._out[0]):
+                sent -= len(self._out.pop(0))
+            if sent:
+                self._out[0] = self._out[0][sent:]
+
+    def _half_close(self) -> None:
+        self._send_eof = False
+        if self._tls is not None:
+            # TLS has no half-close that websockets' peers understand; both sides have said all they had to say.
+            self._loop.soon(self.abort)
+            return
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        if self._peer_gone:
+            self.abort()
+
+
+def _short(reason: str) -> str:
+    """A close frame's reason is at most 123 bytes of UTF-8 (RFC 6455, 5.5)."""
+    return reason.encode()[:123].decode("utf-8", "ignore")

@@ -1,0 +1,98 @@
+"""The limiter: token buckets for a session's operations and bytes, with the clock as an argument.
+
+A bucket holds at most what its rate gives in a second, and one operation at least. Whoever takes more than there is takes it
+all the same and is told how long to wait, so those who come later wait behind: the order stays fair (golang.org/x/time/rate
+calls this a reservation). What is larger than the bucket goes when the bucket is full, so nothing waits for ever.
+"""
+
+from typing import Final
+
+from fuse_gated.gate.tenant import Limits
+
+REFUSED: Final = -1.0
+"""The answer where the policy says `on_excess: refuse`: EAGAIN, and nothing was taken."""
+
+_SLACK: Final = 1e-9
+"""Seconds: what adding up floats may be off by, and no reason to wait or refuse."""
+
+
+class Limiter:
+    """The buckets of one session. `now` is in seconds, of a clock that does not go back; `unlimited` says that `take` never
+    asks anyone to wait.
+
+    Raises ValueError for a rate that is not above 0.
+    """
+
+    __slots__ = ("_buckets", "_byte_buckets", "_every", "_every_byte", "_refuses", "unlimited")
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self._buckets: dict[str, _Bucket] = {}
+        self._byte_buckets: dict[str, _Bucket] = {}
+        self.change(limits, now)
+
+    def change(self, limits: Limits, now: float) -> None:
+        """New limits: a bucket is afterwards as full, in parts of itself, as it was, and a debt takes as long to work off."""
+        self._buckets = _changed(self._buckets, limits.operations, now)
+        self._byte_buckets = _changed(self._byte_buckets, limits.bytes, now)
+        self._every, self._every_byte = self._buckets.get("*"), self._byte_buckets.get("*")
+        self._refuses = limits.on_excess == "refuse"
+        self.unlimited = not self._buckets and not self._byte_buckets
+
+    def take(self, now: float, kind: str, bytes: int = 0) -> float:
+        """Take one operation of class `kind` ('read', 'write', 'other') with so many bytes: the seconds to wait before it is
+        carried out, 0.0 to go on at once, or REFUSED. It counts for its own class and for '*', where they have limits."""
+        if self.unlimited:
+            return 0.0
+        own, own_bytes = self._buckets.get(kind), self._byte_buckets.get(kind)
+        wait = 0.0
+        takes = []
+        for bucket, amount in ((own, 1), (self._every, 1), (own_bytes, bytes), (self._every_byte, bytes)):
+            if bucket is not None and amount > 0:
+                wait = max(wait, bucket.wait(now, amount))
+                takes.append((bucket, amount))
+        if wait <= _SLACK:
+            wait = 0.0
+        elif self._refuses:
+            return REFUSED
+        for bucket, amount in takes:
+            bucket.credit -= amount / bucket.rate
+        return wait
+
+
+class _Bucket:
+    """Credit in seconds of its rate, below zero for a debt: so a change of the rate leaves it as full as it was."""
+
+    __slots__ = ("credit", "rate", "room", "updated")
+
+    def __init__(self, rate: float, now: float) -> None:
+        self.updated = now
+        self.set_rate(rate)
+        self.credit = self.room
+
+    def set_rate(self, rate: float) -> None:
+        if not rate > 0:
+            raise ValueError(f"a limit of {rate:g} a second: it must be above 0")
+        self.rate = rate
+        self.room = max(1.0, 1.0 / rate)
+
+    def advance(self, now: float) -> None:
+        if now > self.updated:
+            self.credit = min(self.room, self.credit + now - self.updated)
+            self.updated = now
+
+    def wait(self, now: float, amount: float) -> float:
+        """How long until `amount` may be taken; below zero if there is more than enough."""
+        self.advance(now)
+        return min(amount / self.rate, self.room) - self.credit
+
+
+def _changed(buckets: dict[str, _Bucket], rates: dict[str, float], now: float) -> dict[str, _Bucket]:
+    changed = {}
+    for name, rate in rates.items():
+        bucket = buckets.get(name) or _Bucket(rate, now)
+        bucket.advance(now)
+        full = bucket.credit / bucket.room
+        bucket.set_rate(rate)
+        bucket.credit = full * bucket.room
+        changed[name] = bucket
+    return changed

@@ -1,0 +1,90 @@
+"""How the daemon gets mounts: it asks the mount keeper, and is told by callback. The daemon itself never waits."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fuse_gated.edge import keeping
+from fuse_gated.edge.channel import Channel
+from fuse_gated.edge.loop import Loop
+from fuse_gated.errors import PeerError
+from fuse_gated.gate.gate import Gate
+
+OnAnswer = Callable[[keeping.FromKeeper, list[int]], None]
+
+
+class Mounter:
+    """The daemon's end of the channel to the mount keeper. `on_lost` is called when the keeper is gone."""
+
+    def __init__(self, loop: Loop, channel: Channel[keeping.FromKeeper], on_lost: Callable[[], None]) -> None:
+        self._loop = loop
+        self._channel = channel
+        self._on_lost = on_lost
+        self._waiting: dict[int, OnAnswer] = {}
+        self._next = 1
+        self.alive = True
+        loop.watch(channel.fileno(), self._ready)
+
+    def mount(self, gate: Gate, export: str, then: OnAnswer) -> None:
+        """Mount an export of the gate's tenant; `then` gets Mounted with the descriptor, or Refused."""
+        tenant, identity = gate.tenant, gate.identity
+        self._ask(
+            keeping.Mount,
+            then,
+            tenant=tenant.name,
+            export=export,
+            default_permissions=tenant.ownership == "passthrough",
+            noexec=not gate.any_execute,
+            nosymfollow=tenant.symlinks == "deny",
+            uids=identity.uids,
+            gids=identity.gids,
+            anyone=identity.anyone,
+        )
+
+    def unmount(self, tenant: str, export: str, then: OnAnswer) -> None:
+        self._ask(keeping.Unmount, then, tenant=tenant, export=export)
+
+    def apply(self, gate: Gate, exports: list[str]) -> None:
+        """A new policy: who may enter the tenant's mounts, and whether anything on them may be executed."""
+        identity = gate.identity
+        self._ask(
+            keeping.Access,
+            _nothing,
+            tenant=gate.tenant.name,
+            uids=identity.uids,
+            gids=identity.gids,
+            anyone=identity.anyone,
+        )
+        for export in exports:
+            self._ask(keeping.Remount, _nothing, tenant=gate.tenant.name, export=export, noexec=not gate.any_execute)
+
+    def _ask(self, kind: Callable[..., Any], then: OnAnswer, **fields: Any) -> None:
+        number, self._next = self._next, self._next + 1
+        try:
+            self._channel.send(kind(id=number, **fields))
+        except (BlockingIOError, PeerError) as error:
+            then(keeping.Refused(id=number, reason=f"the mount keeper does not answer: {error}"), [])
+            return
+        self._waiting[number] = then
+
+    def _ready(self, _events: int) -> None:
+        try:
+            received = self._channel.receive()
+        except BlockingIOError:
+            return
+        except PeerError:
+            received = None
+        if received is None:
+            self.alive = False
+            self._loop.forget(self._channel.fileno())
+            for number, then in list(self._waiting.items()):
+                then(keeping.Refused(id=number, reason="the mount keeper is gone"), [])
+            self._waiting.clear()
+            self._on_lost()
+            return
+        answer, fds = received
+        then = self._waiting.pop(answer.id, _nothing)
+        then(answer, fds)
+
+
+def _nothing(_answer: keeping.FromKeeper, _fds: list[int]) -> None:
+    """What came of it shows in the mount itself; there is nobody to tell."""

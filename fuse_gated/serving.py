@@ -1,0 +1,282 @@
+"""A mounted session at work: carries out the turnstile's effects between the driver, the wire and the journal.
+
+Effects are carried out in their order. When the journal does not take a record, everything behind it waits; after a second
+the session is silenced: what was to be sent is not sent and fails with EIO, and so does every new request, until a record
+goes through again. The loop never blocks on the journal.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from fuse_gated.edge.journal import Journal
+from fuse_gated.edge.loop import Loop, Timer
+from fuse_gated.edge.websocket import WebSocket
+from fuse_gated.errors import ProtocolError
+from fuse_gated.gate.audit import Chain, Fields, Record
+from fuse_gated.operations import Answer as KernelAnswer
+from fuse_gated.operations import Caller, Request
+from fuse_gated.turnstile import effects
+from fuse_gated.turnstile.turnstile import Turnstile
+from fuse_gated.wire.codec import Batch
+from fuse_gated.wire.messages import Ask, Write
+
+PATIENCE: Final = 1.0
+"""Seconds without room for a record before the session is silenced."""
+
+_RETRY: Final = 0.05
+_MOST_KEPT: Final = 10_000
+_CROWDED: Final = 16 * 2**20
+
+
+class Driver(Protocol):
+    """What serves the mount: the kernel's (edge/fuse_kernel.py) or libfuse's (edge/fuse_libfuse.py)."""
+
+    fd: int
+
+    def ready(self, events: int = 0) -> None: ...
+    def answer(self, unique: int, answer: KernelAnswer) -> None: ...
+    def invalidate_inode(self, node: int, *, pages: bool) -> None: ...
+    def invalidate_entry(self, parent: int, name: bytes) -> None: ...
+
+
+class Recorder:
+    """Writes sealed records in order; what the journal does not take waits."""
+
+    def __init__(self, loop: Loop, journal: Journal, chain: Chain, on_taken: Callable[[], None]) -> None:
+        self.chain = chain
+        self.waiting: Fields | None = None
+        self.since = 0.0
+        self._loop = loop
+        self._journal = journal
+        self._on_taken = on_taken
+        self._timer: Timer | None = None
+
+    def write(self, record: Record) -> bool:
+        """Whether the record was taken. If not, it is tried again, and `on_taken` is called when it was."""
+        fields = self.chain.seal(record)
+        if self._journal.write(fields):
+            return True
+        self.waiting = fields
+        self.since = self._loop.now
+        self._timer = self._loop.after(_RETRY, self._retry)
+        return False
+
+    def _retry(self) -> None:
+        if self.waiting is None:
+            return
+        if self._journal.write(self.waiting):
+            self.waiting = None
+            self._on_taken()
+        else:
+            self._timer = self._loop.after(_RETRY, self._retry)
+
+
+class Serving:
+    """One mounted session. `on_violation` is called when the client broke the protocol, `on_unmounted` when the kernel (or
+    its operator) took the mount away."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        turnstile: Turnstile,
+        socket: WebSocket,
+        recorder: Recorder,
+        on_violation: Callable[[ProtocolError], None],
+    ) -> None:
+        self.turnstile = turnstile
+        self.silenced = False
+        self._loop = loop
+        self._socket = socket
+        self._recorder = recorder
+        self._on_violation = on_violation
+        self._driver: Driver | None = None
+        self._batch = Batch()
+        self._flush_is_due = False
+        self._backlog: deque[effects.Effect] = deque()
+        self._untold = 0
+        self._timer: Timer | None = None
+        self._paused = False
+
+    def attach(self, driver: Driver) -> None:
+        """Serve this mount from now on."""
+        self._driver = driver
+        self._loop.watch(driver.fd, self._driver_ready)
+
+    def detach(self) -> None:
+        """Leave the mount alone."""
+        if self._driver is not None:
+            self._loop.forget(self._driver.fd)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def on_request(self, unique: int, caller: Caller, request: Request) -> None:
+        """The driver's callback."""
+        if self.silenced:
+            self._untold += 1
+        try:
+            self.turnstile.request(self._loop.now, unique, caller, request)
+        except ProtocolError as error:
+            self._on_violation(error)
+        self.carry_out()
+
+    def on_message(self, data: bytes | bytearray) -> None:
+        """A message from the client, after its hello."""
+        try:
+            self.turnstile.received(self._loop.now, data)
+        except ProtocolError as error:
+            self.carry_out()
+            self._on_violation(error)
+        self.carry_out()
+
+    def tell(self, record: Record) -> None:
+        """A record about the session itself."""
+        self.turnstile.note(record)
+        self.carry_out()
+
+    def carry_out(self) -> None:
+        """Do what the turnstile wants done, as far as the journal lets us."""
+        while self.turnstile.effects:
+            wanted, self.turnstile.effects = self.turnstile.effects, []
+            for effect in wanted:
+                if self._recorder.waiting is not None:
+                    self._put_off(effect)
+                else:
+                    _DO[type(effect)](self, effect)
+        self._set_timer()
+
+    def on_record_taken(self) -> None:
+        """The journal took the record that everything waited for."""
+        if self._untold:
+            self.turnstile.note(
+                Record(kind="audit-gap", count=self._untold, detail="as many operations failed with EIO meanwhile")
+            )
+            self._untold = 0
+        self.silenced = self.turnstile.silenced = False
+        backlog, self._backlog = self._backlog, deque()
+        self.turnstile.effects = [*backlog, *self.turnstile.effects]
+        self.carry_out()
+
+    def flush(self) -> None:
+        """Send what this turn produced."""
+        self._flush_is_due = False
+        for message in self._batch.take():
+            self._socket.send(message)
+
+    def _send(self, effect: effects.Send) -> None:
+        self._batch.add(effect.frame)
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._loop.soon(self.flush)
+
+    def _answer(self, effect: effects.Answer) -> None:
+        if self._driver is not None:
+            self._driver.answer(effect.request, effect.answer)
+
+    def _tell(self, effect: effects.Tell) -> None:
+        self._recorder.write(effect.record)
+
+    def _invalidate_entry(self, effect: effects.InvalidateEntry) -> None:
+        if self._driver is not None:
+            self._driver.invalidate_entry(effect.parent, effect.name)
+
+    def _invalidate_inode(self, effect: effects.InvalidateInode) -> None:
+        if self._driver is not None:
+            self._driver.invalidate_inode(effect.node, pages=effect.pages)
+
+    def _close(self, effect: effects.Close) -> None:
+        self._socket.close(effect.code, effect.reason)
+
+    def _put_off(self, effect: effects.Effect) -> None:
+        """The journal does not take records. Within its patience everything waits in order; after that nothing is sent,
+        and what was not sent fails."""
+        if not self.silenced and self._loop.now - self._recorder.since < PATIENCE:
+            self._backlog.append(_kept(effect))
+            return
+        if not self.silenced:
+            self._silence()
+        self._do_silenced(effect)
+
+    def _silence(self) -> None:
+        self.silenced = self.turnstile.silenced = True
+        backlog, self._backlog = self._backlog, deque()
+        for effect in backlog:
+            self._do_silenced(effect)
+
+    def _do_silenced(self, effect: effects.Effect) -> None:
+        if isinstance(effect, effects.Send):
+            if isinstance(effect.frame, Ask) and self.turnstile.withdraw(effect.frame.id):
+                self._untold += 1
+            else:
+                self._backlog.append(effect)
+        elif isinstance(effect, effects.Tell):
+            if len(self._backlog) < _MOST_KEPT:
+                self._backlog.append(effect)
+        else:
+            _DO[type(effect)](self, effect)
+
+    def _driver_ready(self, events: int) -> None:
+        assert self._driver is not None
+        if self._socket.queued > _CROWDED:
+            # The client does not keep up: the kernel keeps what it has until there is room.
+            self._loop.soon(self._pause)
+            return
+        self._driver.ready(events)
+
+    def _pause(self) -> None:
+        if not self._paused and self._driver is not None:
+            self._paused = True
+            self._loop.change(self._driver.fd, read=False)
+            self._loop.after(_RETRY, self._resume)
+
+    def _resume(self) -> None:
+        self._paused = False
+        if self._driver is not None:
+            with contextlib.suppress(OSError):
+                self._loop.change(self._driver.fd)
+
+    def _set_timer(self) -> None:
+        due = self.turnstile.next_due(self._loop.now)
+        if self._recorder.waiting is not None and not self.silenced:
+            patience = self._recorder.since + PATIENCE
+            due = patience if due is None else min(due, patience)
+        timer = self._timer
+        if due is None or (timer is not None and timer.callback is not None and timer.when <= due + 0.001):
+            return
+        if timer is not None:
+            timer.cancel()
+        self._timer = self._loop.at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = self._loop.now
+        if self._recorder.waiting is not None and not self.silenced and now - self._recorder.since >= PATIENCE:
+            self._silence()
+        try:
+            self.turnstile.tick(now)
+        except ProtocolError as error:
+            self._on_violation(error)
+        self.carry_out()
+
+
+_DO: Final[dict[type[effects.Effect], Callable[[Serving, Any], None]]] = {
+    effects.Send: Serving._send,
+    effects.Answer: Serving._answer,
+    effects.Tell: Serving._tell,
+    effects.InvalidateEntry: Serving._invalidate_entry,
+    effects.InvalidateInode: Serving._invalidate_inode,
+    effects.Close: Serving._close,
+}
+
+
+def _kept(effect: effects.Effect) -> effects.Effect:
+    """An effect that outlives the driver's buffer."""
+    if isinstance(effect, effects.Send) and isinstance(effect.frame, Ask):
+        arguments = effect.frame.arguments
+        if isinstance(arguments, Write):
+            copied = msgspec.structs.replace(arguments, data=memoryview(bytes(arguments.data)))
+            return effects.Send(msgspec.structs.replace(effect.frame, arguments=copied))
+    return effect

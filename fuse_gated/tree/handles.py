@@ -1,0 +1,85 @@
+"""What is open: files and directories, by the handle that the kernel was given."""
+
+from collections.abc import Iterator
+
+from fuse_gated.tree.inodes import Inodes, Node
+from fuse_gated.wire.messages import ListedEntry
+
+
+class Handle:
+    """One open file or directory. `remote` is the client's handle. `generation` is that of the policy by which it was
+    last judged; reads and writes are counted to be told once, when it is closed."""
+
+    __slots__ = (
+        "bytes_read", "bytes_written", "directory", "flags", "generation", "id", "node", "opened_at", "page", "page_start",
+        "path", "pid", "reads", "remote", "uid", "unflushed", "writes",
+    )  # fmt: skip
+
+    def __init__(self, number: int, node: Node | None, path: bytes, remote: int, flags: int, *, directory: bool = False) -> None:
+        self.id = number
+        self.node = node
+        self.path = path
+        """Where it was opened; for judging, `Handles.path` follows renames."""
+        self.remote = remote
+        self.flags = flags
+        self.directory = directory
+        self.generation = 0
+        self.opened_at = 0.0
+        self.uid = 0
+        self.pid = 0
+        self.reads = 0
+        self.bytes_read = 0
+        self.writes = 0
+        self.bytes_written = 0
+        self.unflushed = False
+        self.page: tuple[ListedEntry, ...] = ()
+        """Of a directory: the entries last received, from cookie `page_start` on, so that what did not fit one READDIR is
+        not asked for again. One page, so that a listing without end costs no memory."""
+        self.page_start = -1
+
+
+class Handles:
+    """The open handles of one mount, and who holds POSIX locks through them."""
+
+    def __init__(self, inodes: Inodes) -> None:
+        self._inodes = inodes
+        self._handles: dict[int, Handle] = {}
+        self._next = 1
+        self.lock_owners: dict[tuple[int | bytes, int], int] = {}
+        """(node id or path, owner) -> pid of who took POSIX locks and has not flushed since."""
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def __iter__(self) -> Iterator[Handle]:
+        return iter(self._handles.values())
+
+    def get(self, number: int) -> Handle | None:
+        return self._handles.get(number)
+
+    def add(self, node: Node | None, path: bytes, remote: int, flags: int, *, directory: bool = False) -> Handle:
+        handle = Handle(self._next, node, path, remote, flags, directory=directory)
+        self._handles[handle.id] = handle
+        self._next += 1
+        if node is not None and not directory:
+            node.handles.append(handle.id)
+        return handle
+
+    def remove(self, number: int) -> Handle | None:
+        handle = self._handles.pop(number, None)
+        if handle is not None and handle.node is not None and not handle.directory:
+            handle.node.handles.remove(number)
+            self._inodes.collect(handle.node)
+        return handle
+
+    def path(self, handle: Handle) -> bytes:
+        """Where the open file is now, as far as the mount's own renames go."""
+        return handle.path if handle.node is None else self._inodes.path(handle.node)
+
+    def on(self, node: Node, *, writable: bool = False) -> Handle | None:
+        """A handle that is open on this very node, if there is one."""
+        for number in node.handles:
+            handle = self._handles[number]
+            if not writable or handle.flags & 3:
+                return handle
+        return None

@@ -1,0 +1,29 @@
+"""One request on its way through the turnstile."""
+
+from fuse_gated.operations import Caller, Request
+
+
+class Failure(Exception):
+    """A request ends with this errno (a name)."""
+
+    def __init__(self, errno: str) -> None:
+        super().__init__(errno)
+        self.errno = errno
+
+
+class Call:
+    """A request of the kernel that has not been answered yet. `told` says that an audit record announced it, so that its
+    failure must be told as well."""
+
+    __slots__ = ("caller", "id", "interrupted", "new_path", "operation", "path", "request", "started", "told")
+
+    def __init__(self, number: int, caller: Caller, request: Request, operation: str, started: float) -> None:
+        self.id = number
+        self.caller = caller
+        self.request = request
+        self.operation = operation
+        self.started = started
+        self.path: bytes | None = None
+        self.new_path: bytes | None = None
+        self.told = False
+        self.interrupted = False

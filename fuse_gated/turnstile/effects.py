@@ -1,0 +1,51 @@
+"""Effects as data: what the turnstile wants done, in this order. 'Told before it is sent, sent before it is answered' is so
+a list's order, and a test can read it."""
+
+import msgspec
+
+from fuse_gated import operations
+from fuse_gated.gate.audit import Record
+from fuse_gated.wire.messages import Ask, Cancel
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """Send a frame to the client. Its data may be a view of the driver's buffer: encode it before the driver reads on."""
+
+    frame: Ask | Cancel
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """Answer the kernel's request `request`."""
+
+    request: int
+    answer: operations.Answer
+
+
+class Tell(msgspec.Struct, frozen=True, gc=False):
+    """Write an audit record. Nothing behind it in the list may happen before it is written."""
+
+    record: Record
+
+
+class InvalidateEntry(msgspec.Struct, frozen=True, gc=False):
+    """FUSE_NOTIFY_INVAL_ENTRY: the kernel forgets a name."""
+
+    parent: int
+    name: bytes
+
+
+class InvalidateInode(msgspec.Struct, frozen=True, gc=False):
+    """FUSE_NOTIFY_INVAL_INODE: the kernel forgets a node's attributes and, with `pages`, what it holds of the content."""
+
+    node: int
+    pages: bool = True
+
+
+class Close(msgspec.Struct, frozen=True, gc=False):
+    """End the session: a close code (RFC 6455, 7.4) and a reason for the client's user."""
+
+    code: int
+    reason: str
+
+
+Effect = Send | Answer | Tell | InvalidateEntry | InvalidateInode | Close

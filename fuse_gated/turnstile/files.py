@@ -1,0 +1,264 @@
+"""Operations on open files: open, create, read, write, and what belongs to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from fuse_gated import operations
+from fuse_gated.gate import sandbox
+from fuse_gated.gate.audit import Record
+from fuse_gated.operations import Count, Created, Data, Done, Opened, Position
+from fuse_gated.tree.handles import Handle
+from fuse_gated.tree.inodes import Node
+from fuse_gated.turnstile.attributes import shown, still_same
+from fuse_gated.turnstile.call import Call, Failure
+from fuse_gated.turnstile.names import entry_of, owner_of, path_of
+from fuse_gated.wire import messages
+
+if TYPE_CHECKING:
+    from fuse_gated.turnstile.turnstile import Turnstile
+
+# open(2), the same on every architecture that Linux has FUSE on and Debian supports (asm-generic/fcntl.h).
+_ACCMODE: Final = 0o3
+_WRONLY: Final = 0o1
+_RDWR: Final = 0o2
+_EXCL: Final = 0o200
+_TRUNC: Final = 0o1000
+_APPEND: Final = 0o2000
+_DSYNC: Final = 0o10000
+_SYNC: Final = 0o4000000
+_EXEC: Final = 0x20
+
+
+def open_(t: Turnstile, call: Call, request: operations.Open) -> None:
+    target, path, node = t.target(request.node)
+    verdict = t.gate.open(path, request.flags)
+    if verdict.errno is not None:
+        raise t.refused(call, verdict, path)
+    _take_place(t, call, path)
+    changes = _writes(request.flags)
+    if t.tells_opens or (changes and t.tells_changes):
+        t.announce(call, path, rule=verdict.rule)
+
+    def answered(result: messages.OpenedFile) -> None:
+        try:
+            shown(t, path, result.attributes)
+            still_same(node, result.attributes)
+        except Failure:
+            t.ask_aside(messages.Release(result.handle))
+            raise
+        t.answer(call, _opened(t, call, node, path, result.handle, request.flags))
+
+    t.ask(call, messages.Open(target, _wire_flags(request.flags), request.kill_suidgid), answered)
+
+
+def create(t: Turnstile, call: Call, request: operations.Create) -> None:
+    path = path_of(t, request.parent, request.name)
+    verdict = t.gate.create(path)
+    if verdict.errno is None:
+        # Somebody on the client may have made the file meanwhile: what is opened is judged like any open.
+        verdict = t.gate.open(path, request.flags & ~_EXEC)
+    if verdict.errno is not None:
+        raise t.refused(call, verdict, path)
+    _take_place(t, call, path)
+    if t.tells_changes:
+        t.announce(call, path, rule=verdict.rule)
+
+    def answered(result: messages.OpenedFile) -> None:
+        entry = entry_of(t, request.parent, request.name, path, result.attributes)
+        node = t.inodes.get(entry.node) if not isinstance(request.parent, bytes) else None
+        t.answer(call, Created(entry, _opened(t, call, node, path, result.handle, request.flags)))
+
+    flags = _wire_flags(request.flags)
+    t.ask(call, messages.Create(path, flags, request.mode & 0o7777, owner_of(t, call)), answered)
+
+
+def read(t: Turnstile, call: Call, request: operations.Read) -> None:
+    handle = judged(t, call, request.handle)
+    size = min(request.size, messages.MAX_DATA)
+
+    def answered(data: memoryview) -> None:
+        sandbox.check_data(data, size)
+        handle.reads += 1
+        handle.bytes_read += len(data)
+        t.statistics.bytes_read += len(data)
+        t.answer(call, Data(data))
+
+    t.ask(call, messages.Read(handle.remote, request.offset, size), answered, size=size)
+
+
+def write(t: Turnstile, call: Call, request: operations.Write) -> None:
+    handle = judged(t, call, request.handle, write=True)
+    size = len(request.data)
+    _check_size(t, call, handle, request.offset + size)
+    handle.unflushed = True
+    append = bool(handle.flags & _APPEND) and not request.from_cache
+    data = memoryview(bytes(request.data) if t.session.would_wait(size) else request.data)
+
+    def answered(count: int) -> None:
+        sandbox.check_count(count, size)
+        handle.writes += 1
+        handle.bytes_written += count
+        t.statistics.bytes_written += count
+        t.contents_changed(handle.node)
+        t.answer(call, Count(count))
+
+    t.ask(call, messages.Write(handle.remote, request.offset, data, append, request.kill_suidgid), answered, size=size)
+
+
+def flush(t: Turnstile, call: Call, request: operations.Flush) -> None:
+    """close(2) of one descriptor. Where nothing was written and no POSIX lock taken there is nothing that could fail, and
+    the client is not asked."""
+    handle = t.handle(request.handle)
+    owner = (_lock_place(handle), request.owner)
+    if not handle.unflushed and owner not in t.handles.lock_owners:
+        t.answer(call, Done())
+        return
+
+    def answered(_result: None) -> None:
+        handle.unflushed = False
+        t.handles.lock_owners.pop(owner, None)
+        t.answer(call, Done())
+
+    t.ask(call, messages.Flush(handle.remote, request.owner), answered)
+
+
+def release(t: Turnstile, call: Call, request: operations.Release) -> None:
+    """The last descriptor is closed; nobody waits for the answer, and nobody would hear of an error."""
+    handle = t.handles.remove(request.handle)
+    if handle is None:
+        raise Failure("EBADF")
+    t.ask_aside(messages.Release(handle.remote))
+    tell_closed(t, handle)
+    t.answer(call, Done())
+
+
+def tell_closed(t: Turnstile, handle: Handle) -> None:
+    """Reads and writes are told once per open file."""
+    if not (t.tells_opens or (handle.writes and t.tells_changes)):
+        return
+    t.note(
+        Record(
+            kind="file-closed",
+            operation="release",
+            path=t.handles.path(handle),
+            decision="allowed",
+            uid=handle.uid,
+            pid=handle.pid,
+            bytes=handle.bytes_read + handle.bytes_written,
+            count=handle.reads + handle.writes,
+            duration_usec=max(0, int((t.now - handle.opened_at) * 1e6)),
+            detail=f"read {handle.bytes_read} bytes in {handle.reads}, wrote {handle.bytes_written} bytes in {handle.writes}",
+        )
+    )
+
+
+def fsync(t: Turnstile, call: Call, request: operations.Fsync) -> None:
+    handle = t.handle(request.handle)
+    t.ask(call, messages.Fsync(handle.remote, request.data_only), lambda _result: t.answer(call, Done()))
+
+
+def lseek(t: Turnstile, call: Call, request: operations.Lseek) -> None:
+    handle = judged(t, call, request.handle)
+    if request.whence not in (3, 4):
+        raise Failure("EINVAL")
+
+    def answered(offset: int) -> None:
+        sandbox.check_offset(offset)
+        t.answer(call, Position(offset))
+
+    t.ask(call, messages.Lseek(handle.remote, request.offset, request.whence == 4), answered)
+
+
+def fallocate(t: Turnstile, call: Call, request: operations.Fallocate) -> None:
+    handle = judged(t, call, request.handle, write=True)
+    _check_size(t, call, handle, request.offset + request.length)
+
+    def answered(_result: None) -> None:
+        handle.writes += 1
+        t.contents_changed(handle.node)
+        t.answer(call, Done())
+
+    arguments = messages.Fallocate(handle.remote, request.offset, request.length, request.mode)
+    t.ask(call, arguments, answered)
+
+
+def copy_file_range(t: Turnstile, call: Call, request: operations.CopyFileRange) -> None:
+    source = judged(t, call, request.handle)
+    target = judged(t, call, request.to_handle, write=True)
+    _check_size(t, call, target, request.to_offset + request.length)
+
+    def answered(count: int) -> None:
+        sandbox.check_count(count, request.length)
+        source.reads += 1
+        source.bytes_read += count
+        target.writes += 1
+        target.bytes_written += count
+        target.unflushed = True
+        t.contents_changed(target.node)
+        t.answer(call, Count(count))
+
+    t.ask(
+        call,
+        messages.CopyFileRange(source.remote, request.offset, target.remote, request.to_offset, request.length),
+        answered,
+    )
+
+
+def judged(t: Turnstile, call: Call, number: int, *, write: bool = False) -> Handle:
+    """The handle, after it was judged again if the policy has changed since.
+
+    Raises Failure(EBADF) for no handle, and for a write through one that was not opened for writing.
+    """
+    handle = t.handle(number)
+    if handle.generation != t.generation:
+        path = t.handles.path(handle)
+        verdict = t.gate.open(path, handle.flags & ~_TRUNC)
+        if verdict.errno is not None:
+            raise t.refused(call, verdict, path)
+        handle.generation = t.generation
+    if write and not handle.flags & _ACCMODE:
+        raise Failure("EBADF")
+    return handle
+
+
+def _opened(t: Turnstile, call: Call, node: Node | None, path: bytes, remote: int, flags: int) -> Opened:
+    handle = t.handles.add(node, path, remote, flags)
+    handle.generation = t.generation
+    handle.opened_at = t.now
+    handle.uid, handle.pid = call.caller.uid, call.caller.pid
+    return Opened(handle.id)
+
+
+def _take_place(t: Turnstile, call: Call, path: bytes) -> None:
+    most = t.gate.tenant.limits.open_files
+    if most is not None and len(t.handles) >= most:
+        raise t.limited(call, "EMFILE", path, f"{most} files are open, as many as the policy allows")
+
+
+def _check_size(t: Turnstile, call: Call, handle: Handle, size: int) -> None:
+    limit = t.gate.tenant.limits.file_size
+    if limit is not None and size > limit:
+        raise t.limited(call, "EFBIG", t.handles.path(handle), f"a file of {size} bytes, the policy allows {limit}")
+
+
+def _lock_place(handle: Handle) -> int | bytes:
+    return handle.node.id if handle.node is not None else handle.path
+
+
+def _writes(flags: int) -> bool:
+    return bool(flags & _ACCMODE) or bool(flags & _TRUNC)
+
+
+def _wire_flags(flags: int) -> int:
+    mode = flags & _ACCMODE
+    wire = messages.OPEN_WRITE if mode == _WRONLY else messages.OPEN_READ | (messages.OPEN_WRITE if mode == _RDWR else 0)
+    if flags & _TRUNC:
+        wire |= messages.OPEN_TRUNCATE
+    if flags & _EXCL:
+        wire |= messages.OPEN_EXCLUSIVE
+    if flags & _SYNC:
+        wire |= messages.OPEN_SYNC
+    elif flags & _DSYNC:
+        wire |= messages.OPEN_DSYNC
+    return wire

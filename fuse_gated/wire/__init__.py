@@ -1,0 +1,1 @@
+"""The wire, version 1: what server and client say to each other (docs/api/websocket-protocol.md)."""

@@ -1,0 +1,124 @@
+"""Bytes to frames and back, typed: what does not fit the types never gets further than here.
+
+A message is a MessagePack array of frames. Frames are encoded one by one into a batch, as the turn of the loop produces
+them, so that the data of a WRITE is copied straight out of the driver's buffer.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from fuse_gated.errors import ProtocolError
+from fuse_gated.wire.messages import ARGUMENTS, MAX_MESSAGE, RESULTS, Arguments, Asked, Frame, FromClient, FromServer
+
+MAX_FRAMES: Final = 4096
+"""Frames in one message."""
+
+_ARRAY32: Final = 0xDD  # MessagePack's array with a length of four bytes: its header's size does not depend on the length.
+_HEADER: Final = 5
+_MALFORMED: Final = 1007
+
+_from_client = msgspec.msgpack.Decoder(list[FromClient])
+_from_server = msgspec.msgpack.Decoder(list[FromServer])
+_encoder = msgspec.msgpack.Encoder()
+_arguments: dict[str, msgspec.msgpack.Decoder[Any]] = {name: msgspec.msgpack.Decoder(kind) for name, kind in ARGUMENTS.items()}
+_results: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    # File data stays where it was received: a view, not a copy.
+    name: msgspec.msgpack.Decoder(memoryview if name == "read" else kind)
+    for name, kind in RESULTS.items()
+}
+
+
+class Batch:
+    """Frames on their way out, encoded as they are added. `take` gives the message, or messages where one would be too long."""
+
+    __slots__ = ("_buffer", "_count", "_done")
+
+    def __init__(self) -> None:
+        self._done: list[bytearray] = []
+        self._buffer = bytearray((_ARRAY32, 0, 0, 0, 0))
+        self._count = 0
+
+    def add(self, frame: Frame) -> None:
+        start = len(self._buffer)
+        _encoder.encode_into(frame, self._buffer, -1)
+        self._count += 1
+        if len(self._buffer) > MAX_MESSAGE or self._count > MAX_FRAMES:
+            last = self._buffer[start:]
+            del self._buffer[start:]
+            self._count -= 1
+            self._finish()
+            self._buffer += last
+            self._count = 1
+
+    def take(self) -> list[bytearray]:
+        """The messages since the last call; none where nothing was added."""
+        if self._count:
+            self._finish()
+        done, self._done = self._done, []
+        return done
+
+    def _finish(self) -> None:
+        self._buffer[1:_HEADER] = self._count.to_bytes(4, "big")
+        self._done.append(self._buffer)
+        self._buffer = bytearray((_ARRAY32, 0, 0, 0, 0))
+        self._count = 0
+
+
+def encode(*frames: Frame) -> bytes:
+    """One message of these frames."""
+    return _encoder.encode(frames)
+
+
+def decode_from_client(message: bytes | bytearray) -> list[FromClient]:
+    """The frames of a message that a client sent.
+
+    Raises ProtocolError for what is not a list of well-formed frames.
+    """
+    try:
+        frames = _from_client.decode(message)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"malformed message: {error}", _MALFORMED) from None
+    if len(frames) > MAX_FRAMES:
+        raise ProtocolError(f"{len(frames)} frames in one message, {MAX_FRAMES} are allowed", 1008)
+    return frames
+
+
+def decode_from_server(message: bytes | bytearray) -> list[FromServer]:
+    """The frames of a message that a server sent.
+
+    Raises ProtocolError for what is not a list of well-formed frames.
+    """
+    try:
+        frames = _from_server.decode(message)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"malformed message: {error}", _MALFORMED) from None
+    if len(frames) > MAX_FRAMES:
+        raise ProtocolError(f"{len(frames)} frames in one message, {MAX_FRAMES} are allowed", 1008)
+    return frames
+
+
+def decode_arguments(asked: Asked) -> Arguments | None:
+    """The arguments of a request; None for an operation that this version does not know (it is answered ENOSYS).
+
+    Raises ProtocolError for arguments that do not fit their operation.
+    """
+    decoder = _arguments.get(asked.operation)
+    if decoder is None:
+        return None
+    try:
+        arguments: Arguments = decoder.decode(asked.arguments)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"malformed arguments of {asked.operation}: {error}", _MALFORMED) from None
+    return arguments
+
+
+def decode_result(operation: str, result: msgspec.Raw) -> Any:
+    """What a client answered, as `RESULTS[operation]` says ('read': a memoryview of the message).
+
+    Raises ProtocolError for a result of another kind.
+    """
+    try:
+        return _results[operation].decode(result)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"malformed result of {operation}: {error}", _MALFORMED) from None

@@ -1,0 +1,219 @@
+"""The server's end of a session on the wire: what may come when, the requests in flight, and their deadlines.
+
+The order is hello, then replies and notices; anything else closes the connection with a reason. At most `max_in_flight`
+requests and `max_bytes_in_flight` bytes are with the client at once; what is more waits here, in order. A request that its
+caller gave up stays known (`given_up`), so that its late reply is told from an invented one, and so that a handle which
+such a reply brings can be released.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from fuse_gated.errors import ProtocolError
+from fuse_gated.wire import codec
+from fuse_gated.wire.messages import (
+    OPERATION_OF,
+    Arguments,
+    Ask,
+    Cancel,
+    Hello,
+    Notice,
+    Offer,
+    Replied,
+)
+
+_MOST_GIVEN_UP = 1024
+
+
+class Pending:
+    """A request on its way: what was asked, by when it must be answered, and who wants the result.
+
+    `answered(result)` is called with the decoded result, `failed(errno)` with an errno's name."""
+
+    __slots__ = ("answered", "arguments", "deadline", "failed", "given_up", "id", "operation", "sent", "size", "started")
+
+    def __init__(
+        self,
+        number: int,
+        arguments: Arguments,
+        started: float,
+        deadline: float,
+        answered: Callable[[Any], None],
+        failed: Callable[[str], None],
+        size: int = 0,
+    ) -> None:
+        self.id = number
+        self.operation = OPERATION_OF[type(arguments)]
+        self.arguments = arguments
+        self.started = started
+        self.deadline = deadline
+        self.answered = answered
+        self.failed = failed
+        self.size = size
+        """Bytes that the request or its reply may carry."""
+        self.sent = False
+        self.given_up = False
+
+
+class Session:
+    """`send` takes the frames that are to go out, in order; `late` the results that came after their caller had gone, with
+    the operation's name."""
+
+    def __init__(
+        self,
+        send: Callable[[Ask | Cancel], None],
+        late: Callable[[str, Any], None],
+        *,
+        max_in_flight: int,
+        max_bytes_in_flight: int,
+    ) -> None:
+        self._send = send
+        self._late = late
+        self._max_in_flight = max_in_flight
+        self._max_bytes = max_bytes_in_flight
+        self._pending: dict[int, Pending] = {}
+        self._waiting: deque[Pending] = deque()
+        self._in_flight = 0
+        self._bytes = 0
+        self._given_up = 0
+        self._next_own = 1
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is still to be answered."""
+        return bool(self._pending)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def own_id(self) -> int:
+        """An id for a request that no kernel request stands behind: odd, as the kernel's uniques are even (linux/fuse.h,
+        FUSE_UNIQUE)."""
+        number, self._next_own = self._next_own, self._next_own + 2
+        return number
+
+    def ask(self, pending: Pending) -> None:
+        """Send a request, or keep it until the client has room."""
+        if pending.id in self._pending:
+            raise ValueError(f"request {pending.id} is in flight already")
+        self._pending[pending.id] = pending
+        if self._has_room(pending):
+            self._transmit(pending)
+        else:
+            self._waiting.append(pending)
+
+    def would_wait(self, size: int) -> bool:
+        """Whether a request of so many bytes would have to be kept (its data must then be copied)."""
+        return bool(self._waiting) or self._in_flight >= self._max_in_flight or self._bytes + size > self._max_bytes
+
+    def give_up(self, number: int) -> bool:
+        """The caller no longer waits. True if the client may have begun: it is asked to end it, and answers all the same."""
+        pending = self._pending.get(number)
+        if pending is None or pending.given_up:
+            return False
+        if not pending.sent:
+            del self._pending[number]
+            self._waiting.remove(pending)
+            return False
+        pending.given_up = True
+        self._given_up += 1
+        self._send(Cancel(number))
+        if self._given_up > _MOST_GIVEN_UP:
+            raise ProtocolError(f"{self._given_up} requests were never answered", 1008)
+        return True
+
+    def cancel(self, number: int) -> bool:
+        """Ask the client to end a request, and go on waiting for its answer. False if it was never sent."""
+        pending = self._pending.get(number)
+        if pending is None or not pending.sent:
+            return False
+        self._send(Cancel(number))
+        return True
+
+    def withdraw(self, number: int) -> Pending | None:
+        """Take back a request whose frame was handed to `send` but never left. The one that waited for it."""
+        pending = self._pending.pop(number, None)
+        if pending is None or not pending.sent:
+            return None
+        self._in_flight -= 1
+        self._bytes -= pending.size
+        self._given_up -= pending.given_up
+        return pending
+
+    def get(self, number: int) -> Pending | None:
+        """A request that somebody waits for."""
+        pending = self._pending.get(number)
+        return None if pending is None or pending.given_up else pending
+
+    def overdue(self, now: float) -> list[Pending]:
+        """The requests whose deadline has passed and that somebody still waits for."""
+        return [pending for pending in self._pending.values() if pending.deadline <= now and not pending.given_up]
+
+    def outstanding(self) -> list[Pending]:
+        """All requests that somebody waits for."""
+        return [pending for pending in self._pending.values() if not pending.given_up]
+
+    def received(self, message: bytes | bytearray) -> list[Notice]:
+        """Takes a message after the hello: calls back for each reply, returns the notices.
+
+        Raises ProtocolError for what is malformed, out of order, or answers what was not asked.
+        """
+        notices: list[Notice] = []
+        for frame in codec.decode_from_client(message):
+            if type(frame) is Replied:
+                self._replied(frame)
+            elif type(frame) is Notice:
+                notices.append(frame)
+            else:
+                raise ProtocolError("a second hello")
+        return notices
+
+    def _replied(self, frame: Replied) -> None:
+        pending = self._pending.get(frame.id)
+        if pending is None or not pending.sent:
+            raise ProtocolError(f"a reply to request {frame.id}, which is not in flight", 1008)
+        del self._pending[frame.id]
+        self._in_flight -= 1
+        self._bytes -= pending.size
+        if frame.errno is not None:
+            if pending.given_up:
+                self._given_up -= 1
+            else:
+                pending.failed(frame.errno)
+        else:
+            result = codec.decode_result(pending.operation, frame.result)
+            if pending.given_up:
+                self._given_up -= 1
+                self._late(pending.operation, result)
+            else:
+                pending.answered(result)
+        while self._waiting and self._has_room(self._waiting[0]):
+            self._transmit(self._waiting.popleft())
+
+    def _has_room(self, pending: Pending) -> bool:
+        if self._waiting and self._waiting[0] is not pending:
+            return False
+        return self._in_flight < self._max_in_flight and (self._in_flight == 0 or self._bytes + pending.size <= self._max_bytes)
+
+    def _transmit(self, pending: Pending) -> None:
+        pending.sent = True
+        self._in_flight += 1
+        self._bytes += pending.size
+        self._send(Ask(pending.id, pending.operation, pending.arguments))
+
+
+def read_hello(message: bytes | bytearray) -> Offer:
+    """What the client offers in its first message, which must be one hello.
+
+    Raises ProtocolError for anything else.
+    """
+    frames = codec.decode_from_client(message)
+    if len(frames) != 1 or not isinstance(frames[0], Hello):
+        raise ProtocolError("the first message must be one hello")
+    return frames[0].offer

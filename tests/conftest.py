@@ -1,0 +1,87 @@
+"""What all outer tests share: servers, mounts, the choice of the driver, and the watch over what a test leaves behind."""
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+from harness import LIVE, Mounted, Server, Stage, Work, need
+from harness.namespace import enter_private_namespace
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--drivers", default="kernel", help="drivers to run the outer tests on, with commas: kernel, libfuse (default: kernel)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "expected_log(pattern): lines of the product's stderr that are no fault in this test")
+    if "libfuse" in _drivers(config) and os.geteuid() == 0:
+        enter_private_namespace()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "driver" in metafunc.fixturenames:
+        metafunc.parametrize("driver", _drivers(metafunc.config), scope="module")
+
+
+def _drivers(config: pytest.Config) -> list[str]:
+    chosen: str = config.getoption("--drivers")
+    return [name for name in chosen.split(",") if name]
+
+
+@pytest.fixture(autouse=True)
+def watch(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test in which a program of ours told of a fault of its own. What is left behind fails in `Stage.close`."""
+    yield
+    if not LIVE:
+        return
+    expected = [re.compile(pattern) for mark in request.node.iter_markers("expected_log") for pattern in mark.args]
+    lines = [line for program in LIVE for line in program.suspicious_lines()]
+    LIVE[:] = [program for program in LIVE if program.process.returncode is None]
+    unexpected = [line for line in lines if not any(pattern.search(line) for pattern in expected)]
+    assert not unexpected, "the product's own log tells of a fault:\n" + "\n".join(unexpected)
+
+
+def require_driver(driver: str) -> None:
+    """Skip, or fail under CI, where this machine cannot mount through `driver`."""
+    need("fuse")
+    need(*(("root",) if driver == "kernel" else ("fusermount3",)))
+
+
+@pytest.fixture
+def stage(driver: str) -> Iterator[Stage]:
+    """A stage for one test that wants servers or clients of its own."""
+    require_driver(driver)
+    with Stage(driver) as stage:
+        yield stage
+
+
+@pytest.fixture
+def server(stage: Stage) -> Server:
+    """A server of the test's own, with one tenant, acme, that may do everything."""
+    return stage.server()
+
+
+@pytest.fixture(scope="module")
+def mounted(driver: str) -> Iterator[Mounted]:
+    """One mount for the module: mapped ownership, everything allowed."""
+    require_driver(driver)
+    with Stage(driver, shared=True) as stage:
+        yield stage.mount()
+
+
+@pytest.fixture(scope="module")
+def passthrough(driver: str) -> Iterator[Mounted]:
+    """One mount for the module: ownership passed through, every user, everything allowed, the client as root."""
+    require_driver(driver)
+    need("root")
+    with Stage(driver, shared=True) as stage:
+        yield stage.passthrough()
+
+
+@pytest.fixture
+def work(mounted: Mounted, request: pytest.FixtureRequest) -> Work:
+    """A directory of the test's own in `mounted`, seen from both sides."""
+    return mounted.work(re.sub(r"[^a-zA-Z0-9]+", "-", request.node.name).strip("-"))

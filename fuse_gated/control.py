@@ -21,6 +21,7 @@ SOCKET_NAME: Final = "control.sock"
 MAX_REQUEST: Final = 2**20
 MAX_PACKET: Final = 2**16
 MAX_ANSWER: Final = 2**26
+_LOOK: Final = "look what happened to it: journalctl -u fuse-gated"
 _PATH_MAX: Final = 107  # sun_path of unix(7), without its NUL
 
 
@@ -98,9 +99,9 @@ def call(runtime: str, command: str, timeout: float = 5.0, **arguments: Any) -> 
             connection.sendall(request)
             answer = _receive(connection, deadline)
         except TimeoutError:
-            raise PeerError(f"the daemon did not answer within {timeout:g} s", "look at it: journalctl -u fuse-gated") from None
+            raise PeerError(f"the daemon did not answer within {timeout:g} s", _LOOK) from None
         except OSError as error:
-            raise PeerError(f"the daemon broke off: {error.strerror}", "look at it: journalctl -u fuse-gated") from None
+            raise PeerError(f"the daemon broke off: {error.strerror}", _LOOK) from None
     if answer.error is not None:
         raise OperatorError(answer.error, answer.hint)
     return answer.result
@@ -158,7 +159,7 @@ def _receive(connection: socket.socket, deadline: float) -> Answer:
             # Cut off so far, or not an answer at all: the end of what is sent tells which.
             if not packet:
                 break
-    raise _nonsense()
+    raise _nonsense() if data else PeerError("the daemon broke off without an answer", _LOOK)
 
 
 _REQUESTS: Final = msgspec.msgpack.Decoder(Request)

@@ -9,7 +9,6 @@ point is ever left that hangs or says 'Transport endpoint is not connected'.
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import resource
@@ -297,7 +296,5 @@ def _remove_directory(parent: int, name: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        # Nothing of ours lies in a mount point, and what is not ours is not ours to remove.
-        if error.errno != errno.ENOTEMPTY:
-            raise
-        tell(PROGRAM, f"{name} stays, because there is something in it")
+        # Nothing of ours lies beneath a mount, and what is not ours is not ours to remove.
+        tell(PROGRAM, f"{name} stays: {error.strerror}")

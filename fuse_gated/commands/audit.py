@@ -7,28 +7,32 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TextIO
+from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from fuse_gated import paths
+from fuse_gated.commands.output import Style, plain
+from fuse_gated.config.settings import Audit
 from fuse_gated.edge import journal
+from fuse_gated.edge.etc import read_settings
 from fuse_gated.edge.records import UNIT, FileSource, Filters, JournalSource, Source, read, realtime
-from fuse_gated.errors import UsageError
+from fuse_gated.errors import ConfigurationError, UsageError
 from fuse_gated.gate.audit_verify import Verified, verify
 
-RUNTIME = "/run/fuse-gated"
+RUNTIME: Final = "/run/fuse-gated"
 
-_CANNOT_SHOW = (
+_CANNOT_SHOW: Final = (
     "The chain cannot show records cut off at the end, nor a whole chain written anew by someone who may change the journal.\n"
     "Against those: seal the journal (journalctl --setup-keys), or send it to another machine."
 )
-_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
-_BLOCK = 500
+_UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+_BLOCK: Final = 500
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand; its arguments go to `run`."""
+    """Add the subcommand; its arguments go to `run`, with `etc`, the directory of the configuration, besides."""
     parser = subparsers.add_parser(
         "audit",
         help="show the audit records, or verify that none is missing or altered",
@@ -45,9 +49,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--until", metavar="T", help="only records up to this time")
     parser.add_argument("--file", action="append", metavar="FILE", help="read this file of JSON lines (several: oldest first)")
     parser.add_argument("--runtime", default=RUNTIME, metavar="DIR", help=f"the runtime directory (default {RUNTIME})")
-    parser.add_argument(
-        "--unit", default=UNIT, help=f"the unit whose records in the journal count, or 'any' for every sender (default {UNIT})"
-    )
+    parser.add_argument("--unit", help=f"the unit whose records in the journal count (default {UNIT}), or 'any'")
     parser.add_argument("--verify", action="store_true", help="check that no record is missing, altered, doubled or out of order")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.set_defaults(run=run)
@@ -61,9 +63,14 @@ def run(args: argparse.Namespace) -> int:
     if args.verify:
         return _verify(source, filters, args)
     records = read(source, filters)
-    lines = map(_json_line, records) if args.json else _table(records, _Style(sys.stdout))
+    lines = map(_json_line, records) if args.json else _table(records, Style(sys.stdout))
+    headings = 0 if args.json else 1
+    printed = 0
     for line in lines:
         print(line)
+        printed += 1
+    if printed == headings:
+        source.notes.append("no such record was found")
     _tell(source.notes)
     return 0
 
@@ -74,8 +81,12 @@ def _verify(source: Source, filters: Filters, args: argparse.Namespace) -> int:
             "--verify needs every record of a session", "leave out --path, --uid, --operation and --decision, and name --session"
         )
     beginning = "--since leaves them out" if filters.since is not None else source.beginning()
-    sessions = verify(read(source, filters), beginning=beginning)
-    style = _Style(sys.stdout)
+    # Before its login a session has no tenant, yet those records are part of its chain.
+    records = read(source, msgspec.structs.replace(filters, tenant=None))
+    sessions = [
+        session for session in verify(records, beginning=beginning) if filters.tenant is None or session.tenant == filters.tenant
+    ]
+    style = Style(sys.stdout)
     for session in sessions:
         print(msgspec.json.encode(session).decode() if args.json else _shown_session(session, style))
     if not sessions and not args.json:
@@ -85,29 +96,44 @@ def _verify(source: Source, filters: Filters, args: argparse.Namespace) -> int:
     return 1 if any(session.faults for session in sessions) else 0
 
 
-def _shown_session(session: Verified, style: "_Style") -> str:
+def _shown_session(session: Verified, style: Style) -> str:
     name = f"{session.tenant}/{session.export}" if session.export else session.tenant
-    title = " ".join(_plain(part) for part in (name, "session", session.session) if part)
-    lines = [f"{title}: {style.bad('not whole')}: {session.records} records seen, up to record {session.last}"]
+    title = " ".join(plain(part) for part in (name, "session", session.session) if part)
+    lines = [f"{title}: {style.paint('bad', 'not whole')}: {session.records} records seen, up to record {session.last}"]
     if not session.faults:
-        lines = [f"{title}: {style.good('whole')}: records {session.first}..{session.last}"]
-    lines += [f"  {style.bad(fault.kind)}: {fault.message}" for fault in session.faults]
+        lines = [f"{title}: {style.paint('good', 'whole')}: records {session.first}..{session.last}"]
+    lines += [f"  {style.paint('bad', fault.kind)}: {fault.message}" for fault in session.faults]
     lines += [f"  note: {note}" for note in session.notes]
     return "\n".join(lines)
 
 
 def _source(args: argparse.Namespace) -> Source:
+    """Where the daemon writes, unless --file says where to read."""
     if args.file:
         return FileSource(*args.file)
-    default = os.path.join(args.runtime, journal.FILE)
-    # As the daemon decides with audit: {to: auto}.
-    if not os.path.exists(journal.SOCKET) and os.path.exists(default):
-        return FileSource(default)
-    # Only systemd puts processes into units.
-    source = JournalSource(unit=None if args.unit == "any" or not os.path.isdir("/run/systemd/system") else args.unit)
-    if os.path.exists(default):
-        source.notes.append(f"there are records in {default} too: see them with --file {default}")
+    notes = []
+    try:
+        audit = read_settings(Path(args.etc)).audit
+    except ConfigurationError as error:
+        audit = Audit()
+        notes.append(f"what fuse-gated.yaml says of the audit is not known, and taken to be the default: {error.message}")
+    file = audit.file or os.path.join(args.runtime, journal.FILE)
+    source: Source
+    if audit.to == "file" or (audit.to == "auto" and not os.path.exists(journal.SOCKET)):
+        source = FileSource(file)
+    else:
+        source = JournalSource(unit=_unit(args.unit))
+        if os.path.exists(file):
+            notes.append(f"there are records in {file} too: see them with --file {file}")
+    source.notes.extend(notes)
     return source
+
+
+def _unit(told: str | None) -> str | None:
+    if told is None:
+        # Only systemd puts processes into units (sd_booted(3)).
+        return UNIT if os.path.isdir("/run/systemd/system") else None
+    return None if told == "any" else told
 
 
 def _filters(args: argparse.Namespace, now: float) -> Filters:
@@ -132,10 +158,11 @@ def _usec(told: str, now: float) -> int:
             return round((now - int(match[1]) * _UNITS[match[2]]) * 1e6)
     elif told == "now":
         return round(now * 1e6)
-    elif match := re.fullmatch(r"(\d{1,2})(:\d\d(?::\d\d)?)", told):
-        told = f"{datetime.datetime.fromtimestamp(now).date()}T{match[1]:0>2}{match[2]}"
+    moment = told
+    if match := re.fullmatch(r"(\d{1,2})(:\d\d(?::\d\d)?)", told):
+        moment = f"{datetime.datetime.fromtimestamp(now).date()}T{match[1]:0>2}{match[2]}"
     try:
-        return round(datetime.datetime.fromisoformat(told).timestamp() * 1e6)
+        return round(datetime.datetime.fromisoformat(moment).timestamp() * 1e6)
     except (ValueError, OverflowError):
         raise UsageError(
             f"'{told}' is not a time", "write 2026-01-31, 2026-01-31T14:00, 14:00, @SECONDS, now, or '2h ago' (s, min, h, d, w)"
@@ -147,13 +174,23 @@ def _json_line(record: dict[str, bytes]) -> str:
     return journal.json_line(fields, realtime(record)).decode().rstrip("\n")
 
 
-_HEADINGS = ("TIME", "EXPORT", "UID", "PID", "WHAT", "OPERATION", "PATH", "WHY")
+_COLOURS: Final = {
+    "headings": "strong",
+    "refused": "bad",
+    "login-refused": "bad",
+    "connection-refused": "bad",
+    "protocol-violation": "bad",
+    "audit-gap": "bad",
+    "failed": "warn",
+    "limited": "warn",
+}
+_HEADINGS: Final = ("TIME", "EXPORT", "UID", "PID", "WHAT", "OPERATION", "PATH", "WHY")
 
 
-def _table(records: Iterable[dict[str, bytes]], style: "_Style") -> Iterator[str]:
+def _table(records: Iterable[dict[str, bytes]], style: Style) -> Iterator[str]:
     """Aligned a block at a time, so that a long journal neither waits nor has to be held whole."""
     widths = [len(heading) for heading in _HEADINGS]
-    block: list[tuple[str, tuple[str, ...]]] = [("", _HEADINGS)]
+    block: list[tuple[str, tuple[str, ...]]] = [("headings", _HEADINGS)]
     for record in records:
         block.append((record.get("FUSE_GATED_KIND", b"").decode(errors="replace"), _row(record)))
         if len(block) >= _BLOCK:
@@ -162,28 +199,28 @@ def _table(records: Iterable[dict[str, bytes]], style: "_Style") -> Iterator[str
     yield from _aligned(block, widths, style)
 
 
-def _aligned(block: list[tuple[str, tuple[str, ...]]], widths: list[int], style: "_Style") -> Iterator[str]:
+def _aligned(block: list[tuple[str, tuple[str, ...]]], widths: list[int], style: Style) -> Iterator[str]:
     for _, row in block:
         widths[:] = [max(width, len(cell)) for width, cell in zip(widths, row, strict=True)]
     for kind, row in block:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        yield style.of_kind(kind, line)
+        yield style.paint(_COLOURS.get(kind, ""), line)
 
 
 def _row(record: dict[str, bytes]) -> tuple[str, ...]:
     def told(name: str) -> str:
-        return _plain(record.get(f"FUSE_GATED_{name}", b"").decode("utf-8", "surrogateescape"))
+        return plain(record.get(f"FUSE_GATED_{name}", b"").decode("utf-8", "backslashreplace"))
 
     def told_path(name: str) -> str:
         path = record.get(f"FUSE_GATED_{name}")
         return "" if path is None else paths.shown(path[1:])
 
     moved = told_path("NEW_PATH")
-    units = {"ERRNO": "", "COUNT": " times", "BYTES": " bytes", "DURATION_USEC": " µs", "DETAIL": ""}
+    units = {"ERRNO": "", "COUNT": " times", "BYTES": " bytes", "DURATION_USEC": " us", "DETAIL": ""}
     why = [f"rule {told('RULE')}"] if told("RULE") else []
     why += [told(name) + unit for name, unit in units.items() if told(name)]
     return (
-        datetime.datetime.fromtimestamp(realtime(record) / 1e6).isoformat(" ", "milliseconds"),
+        _shown_moment(realtime(record)),
         "/".join(filter(None, (told("TENANT"), told("EXPORT")))),
         told("UID"),
         told("PID"),
@@ -194,34 +231,14 @@ def _row(record: dict[str, bytes]) -> tuple[str, ...]:
     )
 
 
-def _plain(text: str) -> str:
-    """Text of a record for a terminal: what others can bring into it must not steer the terminal."""
-    return text if text.isprintable() else paths.shown(text.encode("utf-8", "surrogateescape"))[1:]
+def _shown_moment(usec: int) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(usec / 1e6).isoformat(" ", "milliseconds")
+    except (ValueError, OverflowError, OSError):
+        # No writer told this time; the record shows all the same.
+        return "?"
 
 
 def _tell(notes: list[str]) -> None:
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-
-
-class _Style:
-    """Colours, where the output is a terminal and its user has not declined them (no-color.org)."""
-
-    def __init__(self, output: TextIO) -> None:
-        self._coloured = output.isatty() and not os.environ.get("NO_COLOR")
-
-    def good(self, text: str) -> str:
-        return self._in("32", text)
-
-    def bad(self, text: str) -> str:
-        return self._in("31", text)
-
-    def of_kind(self, kind: str, line: str) -> str:
-        if not kind:
-            return self._in("1", line)
-        if kind in ("refused", "login-refused", "connection-refused", "protocol-violation", "audit-gap"):
-            return self._in("31", line)
-        return self._in("33", line) if kind in ("failed", "limited") else line
-
-    def _in(self, colour: str, text: str) -> str:
-        return f"\x1b[{colour}m{text}\x1b[0m" if self._coloured else text
+        print(f"note: {plain(note)}", file=sys.stderr)

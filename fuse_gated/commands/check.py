@@ -64,7 +64,7 @@ def examine(etc: Path) -> Findings:
     faults: list[str] = []
     settings = _attempt(faults, read_settings, etc)
     tenants = _attempt(faults, read_policy, etc)
-    if not etc.is_dir():
+    if _is_missing(etc):
         faults.insert(0, f"{etc}: there is no such directory")
     for tenant in tenants or ():
         _attempt(faults, identity, tenant)
@@ -72,6 +72,16 @@ def examine(etc: Path) -> Findings:
     told += _of_tls(settings) if settings is not None else []
     told += warnings(tenants, datetime.datetime.now(datetime.UTC).date()) if tenants is not None else []
     return Findings(tuple(dict.fromkeys(faults)), tuple(told), tenants or ())
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _attempt(faults: list[str], read: Callable[[Any], Read], what: Any) -> Read | None:

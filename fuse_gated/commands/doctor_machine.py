@@ -44,7 +44,7 @@ def checks(machine: Machine) -> Iterator[Check]:
     yield _openat2()
     yield _journal(machine)
     yield from _timeouts(machine)
-    yield from _apparmor(machine)
+    yield _apparmor(machine)
 
 
 def _version(machine: Machine) -> tuple[int, int]:
@@ -133,10 +133,7 @@ def _fusermount3(machine: Machine) -> Check:
 
 def _allow_other(machine: Machine) -> Check:
     name = "user_allow_other"
-    try:
-        lines = (machine.root / "etc/fuse.conf").read_text().splitlines()
-    except OSError:
-        lines = []
+    lines = (_text(machine.root / "etc/fuse.conf") or "").splitlines()
     if any(line.strip() == "user_allow_other" for line in lines):
         return ok(name, "other users can enter mounts of the libfuse driver")
     if machine.is_root:
@@ -156,11 +153,18 @@ def _openat2() -> Check:
 
 
 def _journal(machine: Machine) -> Check:
-    if (machine.root / "run/systemd/journal/socket").is_socket():
+    if _is_socket(machine.root / "run/systemd/journal/socket"):
         return ok("journal", "journald takes audit records")
     return warn(
         "journal", "no journald here", "audit records go to audit.jsonl in the runtime directory, or where audit.file says"
     )
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _timeouts(machine: Machine) -> Iterator[Check]:
@@ -177,22 +181,24 @@ def _timeouts(machine: Machine) -> Iterator[Check]:
             yield ok(key, "0: the kernel aborts no mount for a slow request")
 
 
-def _apparmor(machine: Machine) -> Iterator[Check]:
+def _apparmor(machine: Machine) -> Check:
     """Ubuntu's profile lets fusermount3 mount in a few places only."""
     name = "AppArmor"
-    try:
-        confined = "fusermount3" in (machine.root / "sys/kernel/security/apparmor/profiles").read_text()
-    except OSError:
-        confined = (machine.root / "etc/apparmor.d/fusermount3").exists()
-    if not confined:
-        yield ok(name, "no profile confines fusermount3")
-        return
-    local = machine.root / "etc/apparmor.d/local/fusermount3"
-    if local.exists() and "fuse-gated" in local.read_text(errors="replace"):
-        yield ok(name, "the profile of fusermount3 has our rule")
-        return
-    yield warn(
+    loaded = _text(machine.root / "sys/kernel/security/apparmor/profiles")
+    profile = loaded if loaded is not None else _text(machine.root / "etc/apparmor.d/fusermount3")
+    if "fusermount3" not in (profile or ""):
+        return ok(name, "no profile confines fusermount3")
+    if "fuse-gated" in (_text(machine.root / "etc/apparmor.d/local/fusermount3") or ""):
+        return ok(name, "the profile of fusermount3 has our rule")
+    return warn(
         name,
         "a profile confines fusermount3 to a few places",
         "let /etc/apparmor.d/local/fusermount3 allow <runtime>/mnt/**, then apparmor_parser -r /etc/apparmor.d/fusermount3",
     )
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return None

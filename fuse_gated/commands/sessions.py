@@ -64,7 +64,9 @@ def run_show(options: argparse.Namespace) -> int:
         return 0
     if not isinstance(answer, dict):
         raise PeerError("the daemon's answer makes no sense", "restart fuse-gated if its package was upgraded")
-    for line in pairs(_details("", answer)):
+    # What `sessions` lists comes first, in the same order.
+    first = {name: answer[name] for name in control.Session.__struct_fields__ if name in answer}
+    for line in pairs(_details("", first | answer)):
         print(line)
     return 0
 

@@ -142,7 +142,7 @@ class _Reading:
         except FileNotFoundError:
             return None
         except PermissionError:
-            self._fault(name, "may not be read by us", "run as root, or let the group that we are in read it: chmod g+r")
+            self._fault(name, "may not be read by us", "run as root, or let the group that we are in read it")
             return None
         except OSError as error:
             self._fault(name, f"cannot be opened: {error.strerror}", "look at what stands there")

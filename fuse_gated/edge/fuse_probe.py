@@ -64,10 +64,9 @@ def probe() -> Offer:
 def _asked() -> Offer:
     libc = ctypes.CDLL(None, use_errno=True)
     nowhere = ctypes.c_char_p(None)
-    if libc.unshare(_CLONE_NEWNS) != 0:
-        raise KernelError(f"unshare(2) was refused: {os.strerror(ctypes.get_errno())}", "only root may mount by itself")
-    if libc.mount(b"none", b"/", nowhere, ctypes.c_ulong(_MS_REC_PRIVATE), nowhere) != 0:
-        raise KernelError(f"mount(2) was refused: {os.strerror(ctypes.get_errno())}")
+    if libc.unshare(_CLONE_NEWNS) != 0 or libc.mount(b"none", b"/", nowhere, ctypes.c_ulong(_MS_REC_PRIVATE), nowhere) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise KernelError(f"a mount namespace of its own was refused: {reason}", "only root may mount by itself")
     device = mount_fuse(os.open("/", os.O_PATH | os.O_DIRECTORY), source="probe")
     return decode_init(os.read(device, _MIN_READ_BUFFER))
 

@@ -52,6 +52,9 @@ class Locks:
     def test(self, file: OpenFile, owner: int, start: int, end: int, kind: int) -> LockState:
         """F_GETLK: a lock that keeps `owner` from taking this one. Raises OSError EINVAL."""
         _require_lock(start, end, kind)
+        if kind == NONE:
+            # Since Linux 6.4 the kernel would tell about the description's own locks.
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         with self._mutex:
             own = self._held.get(file.key, {}).get(owner)
             # Without locks of its own, the owner is in the same case as the handle's description, which never has any.

@@ -139,9 +139,9 @@ _ELSEWHERE: Final = "choose another with --runtime, or remove it if nothing uses
 def _check_ancestors(parent: Path, owner: int) -> None:
     for ancestor in (parent, *parent.parents)[:-1]:
         status = ancestor.stat()
-        foreign = status.st_uid not in (0, owner)
-        others = status.st_mode & (stat.S_IWOTH | (stat.S_IWGRP if status.st_gid else 0))
-        if foreign or (others and not status.st_mode & stat.S_ISVTX):
+        # The group's bits are the mask of an ACL too, so they count whatever the group is.
+        others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX
+        if others or status.st_uid not in (0, owner):
             raise OperatorError(f"runtime directory not ours: others can replace what is in {ancestor}", _ELSEWHERE)
 
 

@@ -169,8 +169,8 @@ class FileSource(Source):
                     f"the audit file {path} cannot be read: {error.strerror}", "name the right one with --file, and read as root"
                 ) from error
             if torn:
-                where = ", ".join(map(str, torn[:10])) + (", …" if len(torn) > 10 else "")
-                self.notes.append(f"{path}: {len(torn)} torn or foreign lines were skipped and count as no record (line {where})")
+                where = ", ".join(map(str, torn[:10])) + (f", and {len(torn) - 10} more" if len(torn) > 10 else "")
+                self.notes.append(f"{path}: what is torn or foreign was skipped, and counts as no record: line {where}")
 
 
 def _reader(directory: str | None) -> Any:

@@ -53,7 +53,7 @@ KINDS: Final[dict[str, tuple[str, int, str]]] = {
     "operation": ("77d30ebe2b3944b294673b362f1e26a2", INFO, "{who}{what}{why}"),
     "refused": ("3a0956fbf13c48aea38544cbc028e04f", WARNING, "{who}refused {what}{why}"),
     "failed": ("1bdfdd5c09f84fecb763c354214908fc", NOTICE, "{who}failed {what}{why}"),
-    "file-closed": ("81a02b24daaf4f57b098516371fab569", INFO, "{who}closed after {what}{why}"),
+    "file-closed": ("81a02b24daaf4f57b098516371fab569", INFO, "{who}closed {path}{why}"),
     "limited": ("886c7cfcfdcc47b9a948ddead5083a3a", NOTICE, "{who}over the limit: {what}{why}"),
     "protocol-violation": ("041da637323e46bfb28609cea697c10b", WARNING, "the client broke the protocol{why}"),
     "policy-applied": ("80be6cbe9a3b48e5b1a2517e15c5a83f", NOTICE, "policy applied{why}"),
@@ -163,11 +163,10 @@ class Chain:
         return fields
 
     def _message(self, record: Record, template: str) -> bytes:
-        what = record.operation
-        if record.path is not None:
-            what = f"{what} {paths.shown(record.path)}" if what else paths.shown(record.path)
+        path = "" if record.path is None else paths.shown(record.path)
         if record.new_path is not None:
-            what = f"{what} -> {paths.shown(record.new_path)}"
+            path = f"{path} -> {paths.shown(record.new_path)}"
+        what = f"{record.operation} {path}" if path else record.operation
         notes = []
         if record.rule:
             notes.append(f"rule {_one_line(record.rule)}")
@@ -183,7 +182,7 @@ class Chain:
             notes.append(_one_line(record.detail))
         who = f"uid {record.uid} " if record.uid is not None else ""
         why = f" ({', '.join(notes)})" if notes else ""
-        return _encoded(self._mount + template.format(session=self._session, who=who, what=what, why=why))
+        return _encoded(self._mount + template.format(session=self._session, who=who, what=what, path=path, why=why))
 
 
 def first_head(session: str) -> bytes:

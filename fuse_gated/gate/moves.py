@@ -45,14 +45,15 @@ def proves_narrower(rules: Sequence[Rule], patterns: Sequence[Pattern], old: Seq
         granted, found_beneath = _granted(permission), _found_beneath(permission)
         if not implies(granted, granted, _matches) or not implies(found_beneath, found_beneath, _reaches):
             return False
-    # A directory that may something but not be read lists less than one that may nothing: either the old place has no such
-    # directory, or the new one may something there too.
+    # A directory that may something but not be read lists less than one that may nothing: what may something at the old place
+    # must be readable there, or may something at the new one too.
     beside = [(rule, pattern, before, before) for rule, pattern, before, _after in live]
     backward = [(rule, pattern, after, before) for rule, pattern, before, after in live]
+    others = (WRITE, EXECUTE, DELETE)
     return all(
         _never_wider(_courses(beside, _granted(permission), _granted(READ), _matches))
-        or _never_wider(_courses(backward, _granted(permission), _granted(permission), _matches))
-        for permission in (WRITE, EXECUTE, DELETE)
+        or any(_never_wider(_courses(backward, _granted(permission), _granted(other), _matches)) for other in others)
+        for permission in others
     )
 
 
@@ -81,9 +82,7 @@ def _courses(
         if before == after:
             yield {(now(rule, event), then(rule, event)) for event in events(pattern, before)}
         else:
-            yield {
-                (now(rule, event), then(rule, other)) for event in events(pattern, after) for other in events(pattern, before)
-            }
+            yield {(now(rule, event), then(rule, other)) for event in events(pattern, after) for other in events(pattern, before)}
 
 
 def _matches(pattern: Pattern, positions: int) -> tuple[int, ...]:

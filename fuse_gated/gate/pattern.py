@@ -87,9 +87,7 @@ class Pattern:
     def next_parts(self, positions: int) -> list[Part]:
         """What the name of the next component is compared with; `**` and `*` take every name."""
         return [
-            part
-            for index, part in enumerate(self.parts)
-            if positions >> index & 1 and part is not GLOBSTAR and part is not ANY
+            part for index, part in enumerate(self.parts) if positions >> index & 1 and part is not GLOBSTAR and part is not ANY
         ]
 
     def _settled(self, positions: int) -> int:

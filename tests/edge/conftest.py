@@ -1,6 +1,7 @@
 """A directory of one test's own, and the client's side of it."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,3 +32,12 @@ def export(request: pytest.FixtureRequest, root: Path, no_umask: None) -> Iterat
     export = Export(root, openat2=request.param == "openat2")
     yield export
     export.close()
+
+
+@pytest.fixture
+def public_root() -> Iterator[Path]:
+    """A root that other users can reach too; pytest's own directories are closed to them."""
+    with tempfile.TemporaryDirectory(prefix="fuse-gate-") as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        yield path

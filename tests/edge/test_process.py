@@ -55,7 +55,7 @@ def in_child(function: Callable[[], Any], *, before: Callable[[], object] = lamb
         os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         answer = pipe.read()
-    assert child.wait(PATIENCE) is not None
+    assert child.wait(PATIENCE) == 0
     return json.loads(answer) if answer else None
 
 
@@ -216,6 +216,8 @@ def test_every_other_system_call_of_this_machine_is_refused() -> None:
     library = seccomp.library()
     allowed = {*seccomp.ALLOWED, *(name for name, _ in seccomp.WITH_ARGUMENTS), "tgkill"}
     numbers = {library.resolve_syscall(library.Arch.NATIVE, name) for name in allowed}
+    # uretprobe and uprobe of x86-64: the kernel's own, which pass any filter, and end a process that calls them.
+    numbers |= {335, 336}
 
     def refused() -> list[int]:
         passed = []
@@ -341,9 +343,10 @@ def test_tls_works_on_a_socket_that_is_open(tmp_path: Path, version: ssl.TLSVers
     def serve() -> str:
         if not by_memory:
             with context.wrap_socket(theirs, server_side=True) as tls:
+                agreed = tls.version() or ""
                 while data := tls.recv(1000):
                     tls.sendall(data.upper())
-                return tls.version() or ""
+                return agreed
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls_object = context.wrap_bio(incoming, outgoing, server_side=True)
 

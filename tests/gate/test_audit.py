@@ -44,10 +44,10 @@ def message(**of_record: object) -> str:
         ),
         (Record(kind="failed", operation="mkdir", path=b"d", errno="ENOSPC"), "acme/src: failed mkdir /d (ENOSPC)"),
         (
-            Record(kind="file-closed", operation="read", path=b"f", uid=7, count=3, bytes=4096, duration_usec=1500),
-            "acme/src: uid 7 closed after read /f (3 times, 4096 bytes, 0.001500 s)",
+            Record(kind="file-closed", operation="release", path=b"f", uid=7, count=3, bytes=4096, duration_usec=1500),
+            "acme/src: uid 7 closed /f (3 times, 4096 bytes, 0.001500 s)",
         ),
-        (Record(kind="file-closed", path=b"f"), "acme/src: closed after /f"),
+        (Record(kind="file-closed", path=b"f"), "acme/src: closed /f"),
         (
             Record(kind="limited", operation="write", path=b"f", errno="EAGAIN", detail="500/s"),
             "acme/src: over the limit: write /f (EAGAIN, 500/s)",

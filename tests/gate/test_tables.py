@@ -28,8 +28,10 @@ def bits(names: list[str]) -> int:
 def gate_of(name: str) -> Gate:
     table = TABLES[name]
     rules = tuple(
-        Rule(rule["path"], bits(rule.get("allow", [])), bits(rule.get("deny", [])), rule.get("hide", False), f"{name}.yaml:{number}")
-        for number, rule in enumerate(table["rules"], 1)
+        Rule(
+            rule["path"], bits(rule.get("allow", [])), bits(rule.get("deny", [])), rule.get("hide", False), f"{name}.yaml:{line}"
+        )
+        for line, rule in enumerate(table["rules"], 1)
     )
     identity = Identity(owner_uid=1000, owner_gid=1000)
     return Gate(Tenant(name=name, rules=rules), identity, read_only=table.get("read only", False))
@@ -46,9 +48,7 @@ def test_verdict(name: str, case: str) -> None:
     operation, *words = shlex.split(question)
     paths = [path_of(word) for word in words if word.startswith("/")]
     numbers = {key: int(value) for key, _, value in (word.partition("=") for word in words if "=" in word and word[0] != "/")}
-    verdict = gate_of(name).judge(
-        operation, *paths, directory="directory" in words, replaces="replaces" in words, **numbers
-    )
+    verdict = gate_of(name).judge(operation, *paths, directory="directory" in words, replaces="replaces" in words, **numbers)
     errno, _, pattern = answer.partition(" by ")
     assert verdict.errno == (None if errno == "allowed" else errno), verdict
     assert verdict.allowed == (errno == "allowed")

@@ -116,7 +116,12 @@ class Actor:
                 raise AssertionError("it neither waited nor ended")
 
     def waits(self) -> bool:
+        """Whether the step has not ended."""
         return not self._ours.poll(0)
+
+    def fileno(self) -> int:
+        """For select(2): readable when the step has ended."""
+        return self._ours.fileno()
 
     def interrupt(self) -> None:
         """A signal whose handler does nothing but end the call with EINTR."""

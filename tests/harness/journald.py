@@ -84,6 +84,7 @@ class Journald:
                 ["sh", "-c", enter, str(group / "cgroup.procs"), sys.executable, "-c", program, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
             ) as process:
                 assert process.stdout is not None
                 assert process.stdout.readline() == b"\n"

@@ -172,16 +172,17 @@ class Stage(contextlib.AbstractContextManager["Stage"]):
     def close(self) -> None:
         """Stop clients, then servers, each in order. Raises AssertionError with all that went wrong."""
         faults = []
-        for program in [*reversed(self._exports), *reversed(self._servers)]:
+        running: list[Export | Server] = [*reversed(self._exports), *reversed(self._servers)]
+        for part in running:
             try:
-                if program.program.process.returncode is None:
-                    program.stop()
+                if part.program.process.returncode is None:
+                    part.stop()
             except AssertionError as error:
                 faults.append(str(error))
-            program.program.stdout.keep()
-            program.program.stderr.keep()
+            part.program.stdout.keep()
+            part.program.stderr.keep()
             if self.shared:
-                faults += program.program.suspicious_lines()
+                faults += part.program.suspicious_lines()
         self._exports.clear()
         self._servers.clear()
         shutil.rmtree(self.directory)

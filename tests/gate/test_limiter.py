@@ -1,0 +1,138 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuse_gated.gate.limiter import REFUSED, Limiter
+from fuse_gated.gate.tenant import Limits
+
+
+def test_without_limits_nothing_waits() -> None:
+    limiter = Limiter(Limits(), 0.0)
+    assert limiter.unlimited
+    assert [limiter.take(0.0, "write", 2**40) for _ in range(1000)] == [0.0] * 1000
+
+
+def test_a_second_s_worth_at_once_and_then_one_by_one() -> None:
+    limiter = Limiter(Limits(operations={"read": 10}), 100.0)
+    assert not limiter.unlimited
+    assert [limiter.take(100.0, "read") for _ in range(10)] == [0.0] * 10
+    # Each reservation stands behind the one before.
+    assert [limiter.take(100.0, "read") for _ in range(3)] == pytest.approx([0.1, 0.2, 0.3])
+    assert limiter.take(100.35, "read") == pytest.approx(0.05)
+    # Idle for long: again a second's worth, and no more.
+    assert [limiter.take(200.0, "read") for _ in range(10)] == [0.0] * 10
+    assert limiter.take(200.0, "read") == pytest.approx(0.1)
+
+
+def test_less_than_one_a_second_lets_one_through() -> None:
+    limiter = Limiter(Limits(operations={"*": 0.5}), 0.0)
+    assert limiter.take(0.0, "other") == 0.0
+    assert limiter.take(0.0, "other") == pytest.approx(2.0)
+    assert limiter.take(2.0, "other") == pytest.approx(2.0)
+
+
+def test_classes_have_buckets_of_their_own_and_share_the_star() -> None:
+    limiter = Limiter(Limits(operations={"read": 1, "*": 2}), 0.0)
+    assert limiter.take(0.0, "read") == 0.0
+    assert limiter.take(0.0, "write") == 0.0
+    assert limiter.take(0.0, "write") == pytest.approx(0.5)
+    # The own class is the slower one here: 1 a second.
+    assert limiter.take(0.0, "read") == pytest.approx(1.0)
+
+
+def test_bytes_count_beside_operations() -> None:
+    limiter = Limiter(Limits(bytes={"write": 1000, "*": 4000}), 0.0)
+    assert limiter.take(0.0, "write", 1000) == 0.0
+    assert limiter.take(0.0, "write", 500) == pytest.approx(0.5)
+    assert limiter.take(0.0, "read", 2500) == 0.0
+    assert limiter.take(0.0, "read", 1000) == pytest.approx(0.25)
+    # What moves no bytes is not held up by those who do.
+    assert limiter.take(0.0, "write", 0) == 0.0
+    assert limiter.take(0.0, "other") == 0.0
+
+
+def test_what_is_larger_than_the_bucket_goes_when_it_is_full() -> None:
+    limiter = Limiter(Limits(bytes={"read": 1000}), 0.0)
+    assert limiter.take(0.0, "read", 5000) == 0.0
+    # The debt of 4000 is worked off first, then the bucket fills.
+    assert limiter.take(0.0, "read", 5000) == pytest.approx(5.0)
+    assert limiter.take(0.0, "read", 1) == pytest.approx(9.001)
+    refusing = Limiter(Limits(bytes={"read": 1000}, on_excess="refuse"), 0.0)
+    assert refusing.take(0.0, "read", 5000) == 0.0
+    assert refusing.take(4.5, "read", 5000) == REFUSED
+    assert refusing.take(5.0, "read", 5000) == 0.0
+
+
+def test_a_refusal_takes_nothing() -> None:
+    limiter = Limiter(Limits(operations={"read": 2, "*": 3}, on_excess="refuse"), 0.0)
+    assert [limiter.take(0.0, "read") for _ in range(2)] == [0.0, 0.0]
+    assert [limiter.take(0.0, "read") for _ in range(5)] == [REFUSED] * 5
+    # The star still has one: the refused ones did not take it.
+    assert limiter.take(0.0, "write") == 0.0
+    assert limiter.take(0.0, "write") == REFUSED
+    assert limiter.take(0.5, "read") == 0.0
+
+
+def test_a_clock_that_goes_back_gives_nothing() -> None:
+    limiter = Limiter(Limits(operations={"*": 1}), 100.0)
+    assert limiter.take(100.0, "read") == 0.0
+    assert limiter.take(50.0, "read") == pytest.approx(1.0)
+    assert limiter.take(100.0, "read") == pytest.approx(2.0)
+
+
+def test_a_change_keeps_what_was_used_up() -> None:
+    limiter = Limiter(Limits(operations={"read": 10}), 0.0)
+    for _ in range(10):
+        limiter.take(0.0, "read")
+    limiter.change(Limits(operations={"read": 100}), 0.0)
+    assert limiter.take(0.0, "read") == pytest.approx(0.01)
+    limiter.change(Limits(operations={"read": 100, "write": 5}, on_excess="refuse"), 0.0)
+    assert limiter.take(0.0, "write") == 0.0
+    assert limiter.take(0.0, "read") == REFUSED
+    limiter.change(Limits(operations={"write": 5}), 0.0)
+    assert limiter.take(0.0, "read") == 0.0
+    limiter.change(Limits(), 0.0)
+    assert limiter.unlimited
+    # A limit that comes back is a new one.
+    limiter.change(Limits(operations={"read": 1}), 0.0)
+    assert limiter.take(0.0, "read") == 0.0
+
+
+def test_a_bucket_is_as_full_after_a_change_of_its_size() -> None:
+    limiter = Limiter(Limits(operations={"*": 10}), 0.0)
+    for _ in range(5):
+        limiter.take(0.0, "other")
+    limiter.change(Limits(operations={"*": 0.1}), 0.0)
+    assert limiter.take(0.0, "other") == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan")])
+def test_a_rate_must_be_above_zero(rate: float) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Limiter(Limits(operations={"read": rate}), 0.0)
+
+
+steps = st.lists(
+    st.tuples(st.floats(0, 3), st.sampled_from(["read", "write", "other"]), st.integers(0, 5000)), min_size=1, max_size=60
+)
+
+
+@given(steps, st.sampled_from([0.5, 3, 20]), st.sampled_from([100, 1000]))
+def test_no_second_carries_more_than_the_rate_and_nobody_is_stuck(
+    taken: list[tuple[float, str, int]], operations: float, amount: int
+) -> None:
+    limiter = Limiter(Limits(operations={"*": operations}, bytes={"*": amount}), 0.0)
+    now, total = 0.0, 0
+    starts: list[float] = []
+    for pause, kind, size in taken:
+        now += pause
+        wait = limiter.take(now, kind, size)
+        assert wait >= 0.0
+        starts.append(now + wait)
+        total += size
+    # Everybody starts, at the latest when all the work before could have been done at the rate, and the buckets were full.
+    assert starts[-1] <= now + len(taken) / operations + total / amount + max(1, 1 / operations) + 1e-6
+    room = max(1.0, operations)
+    for index, start in enumerate(starts):
+        within = [other for other in starts[index:] if start <= other < start + 1]
+        assert len(within) <= room + operations + 1 + 1e-6

@@ -1,0 +1,156 @@
+"""How editors save, what both sides see of it at once, and mv --exchange."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness import Work, need_that, outcome
+from harness.files import opened
+from harness.syscalls import exchange
+
+
+def test_saving_by_rename(work: Work) -> None:
+    """Write a new file, fsync, rename over the old one: never a moment without content, on either side."""
+    path = work.path / "document"
+    for number in range(50):
+        new = work.path / ".document.swp"
+        with opened(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644) as descriptor:
+            os.write(descriptor, f"version {number}".encode())
+            os.fsync(descriptor)
+        os.rename(new, path)
+        assert path.read_text() == (work.behind / "document").read_text() == f"version {number}"
+    assert os.listdir(work.path) == ["document"]
+
+
+def test_saving_with_a_backup(work: Work) -> None:
+    """As vim does: the old file moved away, a new one made in its place, the backup removed."""
+    path, backup = work.path / "document", work.path / "document~"
+    path.write_text("old")
+    path.chmod(0o640)
+    with path.open() as reader:
+        path.rename(backup)
+        path.write_text("new")
+        path.chmod(backup.stat().st_mode & 0o7777)
+        assert reader.read() == "old"
+    backup.unlink()
+    assert (path.read_text(), path.stat().st_mode & 0o777, os.listdir(work.behind)) == ("new", 0o640, ["document"])
+
+
+def test_saving_in_place(work: Work) -> None:
+    path = work.path / "document"
+    for text in ("first and long", "second", "", "third and longest of all"):
+        path.write_text(text)
+        assert (work.behind / "document").read_text() == path.read_text() == text
+
+
+def test_exchange_of_two_names(work: Work) -> None:
+    one, two = work.path / "one", work.path / "two"
+    one.mkdir()
+    (one / "inside").write_text("was in one")
+    two.write_text("was two")
+    moved = subprocess.run(["mv", "--exchange", one, two], capture_output=True, check=False)
+    if moved.returncode != 0:
+        # coreutils before 9.5 have no --exchange; the system call is what is tried.
+        exchange(one, two)
+    assert (one.read_text(), (two / "inside").read_text()) == ("was two", "was in one")
+    assert ((work.behind / "one").read_text(), os.listdir(work.behind / "two")) == ("was two", ["inside"])
+
+
+def test_an_edit_on_the_client_is_seen_on_the_server_at_once(work: Work) -> None:
+    """stat, content and listing, also of what the kernel has already seen and may remember."""
+    here, there = work.path / "document", work.behind / "document"
+    for number in range(30):
+        text = "x" * number + "!"
+        there.write_text(text)
+        there.chmod(0o600 + number % 8)
+        assert (here.stat().st_size, here.stat().st_mode & 0o777, here.read_text()) == (number + 1, 0o600 + number % 8, text)
+        (work.behind / f"new-{number}").write_text("")
+        assert f"new-{number}" in os.listdir(work.path)
+        assert (work.path / f"new-{number}").stat().st_size == 0
+    there.unlink()
+    assert outcome(os.stat, here) == "ENOENT"
+    there.mkdir()
+    assert here.is_dir()
+
+
+def test_a_same_sized_edit_on_the_client_is_read_by_the_next_open(work: Work) -> None:
+    here, there = work.path / "document", work.behind / "document"
+    there.write_bytes(b"old content " * 1000)
+    assert here.read_bytes() == b"old content " * 1000
+    there.write_bytes(b"new content " * 1000)
+    assert here.read_bytes() == b"new content " * 1000
+
+
+def test_a_name_that_was_missing_appears_and_goes(work: Work) -> None:
+    here, there = work.path / "later", work.behind / "later"
+    for _ in range(10):
+        assert outcome(os.stat, here) == "ENOENT"
+        there.write_text("now")
+        assert here.read_text() == "now"
+        there.unlink()
+
+
+def test_an_edit_on_the_server_is_seen_on_the_client_at_once(work: Work) -> None:
+    here, there = work.path / "document", work.behind / "document"
+    with opened(here, os.O_CREAT | os.O_WRONLY) as descriptor:
+        for number in range(1, 30):
+            os.write(descriptor, b"y")
+            assert there.read_bytes() == b"y" * number
+        os.ftruncate(descriptor, 3)
+        assert there.stat().st_size == 3
+    here.chmod(0o640)
+    os.utime(here, ns=(10**18, 10**18 + 1))
+    assert (there.stat().st_mode & 0o777, there.stat().st_mtime_ns) == (0o640, 10**18 + 1)
+    here.rename(work.path / "renamed")
+    assert os.listdir(work.behind) == ["renamed"]
+
+
+def test_a_growing_log_is_followed(work: Work) -> None:
+    """tail -f on the server of a file that a program on the client appends to, through one open descriptor."""
+    here, there = work.path / "log", work.behind / "log"
+    there.write_bytes(b"")
+    with opened(here, os.O_RDONLY) as reader, opened(there, os.O_WRONLY | os.O_APPEND) as writer:
+        for number in range(50):
+            line = f"line {number}\n".encode()
+            os.write(writer, line)
+            os.fstat(reader)
+            assert os.read(reader, 1000) == line
+
+
+def test_a_directory_moved_on_the_client_is_found_under_its_new_name(work: Work) -> None:
+    (work.behind / "one" / "two").mkdir(parents=True)
+    (work.behind / "one" / "two" / "file").write_text("content")
+    assert (work.path / "one" / "two" / "file").read_text() == "content"
+    (work.behind / "one").rename(work.behind / "moved")
+    assert (work.path / "moved" / "two" / "file").read_text() == "content"
+    assert outcome(os.stat, work.path / "one" / "two" / "file") == "ENOENT"
+
+
+def test_a_sparse_file_of_five_gibibytes_is_copied_as_one(work: Work, tmp_path: Path) -> None:
+    size = 5 * 2**30
+    there = work.behind / "sparse"
+    with opened(there, os.O_CREAT | os.O_RDWR) as descriptor:
+        os.ftruncate(descriptor, size)
+        for offset in (0, 2**31, 2**32 + 12_345, size - 7):
+            os.pwrite(descriptor, b"landmark"[: size - offset], offset)
+    need_that(there.stat().st_blocks * 512 < 2**20, "the filesystem under the export keeps no holes")
+    for source, target in ((work.path / "sparse", work.path / "inside"), (work.path / "sparse", tmp_path / "outside")):
+        subprocess.run(["cp", "--sparse=auto", source, target], check=True, timeout=120)
+        with opened(target, os.O_RDONLY) as descriptor:
+            assert os.fstat(descriptor).st_size == size
+            assert os.fstat(descriptor).st_blocks * 512 < 16 * 2**20
+            for offset in (0, 2**31, 2**32 + 12_345, size - 7):
+                assert os.pread(descriptor, 8, offset) == b"landmark"[: size - offset]
+            assert os.pread(descriptor, 8, 2**32) == bytes(8)
+
+
+@pytest.mark.parametrize("block", [512, 4096, 100_000, 2**20, 5 * 2**20])
+def test_dd_in_any_block_size(work: Work, block: int) -> None:
+    content = bytes(range(256)) * (12 * 4096)
+    source = work.behind / "source"
+    source.write_bytes(content)
+    subprocess.run(
+        ["dd", f"if={work.path}/source", f"of={work.path}/copy", f"bs={block}", "conv=fsync", "status=none"], check=True
+    )
+    assert (work.behind / "copy").read_bytes() == content

@@ -320,6 +320,19 @@ def test_a_daemon_that_dies_again_and_again_is_given_up(
     assert "giving up" in capfd.readouterr().err
 
 
+def test_deaths_of_long_ago_do_not_count(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standalone, "DEATHS_WITHIN", 0.0)
+
+    def dying(daemon: Daemon) -> int:
+        daemon.tell("started")
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    supervised = supervise(dying)
+    for _ in range(3 * standalone.MAX_DEATHS):
+        supervised.hear("started")
+
+
 @pytest.mark.parametrize("status", [0, 2, 3, 4])
 def test_a_daemon_that_ends_by_itself_ends_everything_with_its_status(supervise: Supervise, status: int) -> None:
     assert supervise(lambda _: status).child.wait(PATIENCE) == status

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -330,6 +331,12 @@ def test_a_filesystem_without_acls_is_told_of(tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match=f"ACL of /proc/{os.getpid()}"):
         mounts.set_entry(directory, [1], [])
     os.close(directory)
+
+
+def test_without_the_library_for_acls_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "posix1e", None)
+    with pytest.raises(OperatorError, match="python3-pylibacl"):
+        mounts.set_entry(str(tmp_path), [], [])
 
 
 # The runtime directory.

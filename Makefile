@@ -40,6 +40,7 @@ bench:
 
 fuzz:
 	@packaging/dev/prepare.sh $(VENV)
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check atheris
 	$(PYTHON) tests/fuzz/fuzz.py $(FUZZ_FLAGS)
 
 clean:

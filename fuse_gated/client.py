@@ -105,14 +105,13 @@ class Client:
 
     def goodbye(self) -> None:
         """Leave in order; said twice, leave at once."""
+        again, self._leaving = self._leaving, True
         if self._websocket is None:
-            if not self._leaving:
-                self._lost(None)
-        elif self._leaving:
+            self._lost(None)
+        elif again:
             self._websocket.abort()
         else:
             self._websocket.close(1000, _GOODBYE)
-        self._leaving = True
 
     # Connecting.
 
@@ -158,7 +157,7 @@ class Client:
     def on_response(self, response: Response) -> None:
         assert self._websocket is not None
         if self._websocket.protocol.state is not ProtocolState.OPEN:
-            self._fail(_refusal(response), 1002)
+            self._fail(_refusal(response, self._websocket), 1002)
         elif self._websocket.protocol.subprotocol != SUBPROTOCOL:
             self._fail(PeerError(f"the server does not speak {SUBPROTOCOL}", "is it a fuse-gated server?"), 1002)
         else:
@@ -244,8 +243,8 @@ class Client:
         return self._websocket.queued
 
 
-def _refusal(response: Response) -> GateError:
-    """What an answer other than 101 to the upgrade means."""
+def _refusal(response: Response, websocket: WebSocket) -> GateError:
+    """What an answer to the upgrade means that does not open the connection."""
     text = bytes(response.body or b"")[:_LONGEST_TEXT].decode("utf-8", "replace").strip()
     match response.status_code:
         case http.HTTPStatus.UNAUTHORIZED:
@@ -256,6 +255,8 @@ def _refusal(response: Response) -> GateError:
             return RefusedError(f"the server takes no more connections from here: {text}", "try again later")
         case http.HTTPStatus.SERVICE_UNAVAILABLE:
             return PeerError(f"the server is not available: {text}", "try again later")
+        case http.HTTPStatus.SWITCHING_PROTOCOLS:
+            return PeerError(f"the upgrade failed: {websocket.protocol.handshake_exc}", "is it a fuse-gated server?")
         case status:
             return PeerError(f"the server answered {status} {response.reason_phrase}: {text}", "is it a fuse-gated server?")
 
@@ -268,7 +269,7 @@ def _ending(websocket: WebSocket, code: int, reason: str) -> GateError:
         untrusted = "CERTIFICATE_VERIFY_FAILED" in websocket.tls_error
         hint = "name the authority that signed the server's certificate with --ca" if untrusted else "is it a wss:// server?"
         return PeerError(websocket.tls_error, hint)
-    if isinstance(protocol, ClientProtocol) and protocol.handshake_exc is not None:
+    if protocol.handshake_exc is not None:
         if isinstance(protocol.handshake_exc.__cause__, EOFError):
             hint = "a server may want a certificate (--cert), or TLS (wss://)"
             return PeerError("the server broke off the connection before it answered", hint)

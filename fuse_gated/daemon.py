@@ -5,15 +5,14 @@ compares the digests itself; it gives each worker its own tenant's policy and it
 and when a worker ends, however it ends, its mount is taken away at once.
 """
 
-import contextlib
 import datetime
 import gc
 import os
+import resource
 import secrets
 import signal
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -24,14 +23,17 @@ import sdnotify
 from fuse_gated import supervision, worker
 from fuse_gated.config.settings import Settings
 from fuse_gated.desk import Desk
+from fuse_gated.door import Door
 from fuse_gated.edge import etc, keeping, process
 from fuse_gated.edge.channel import Channel
-from fuse_gated.edge.journal import Journal
-from fuse_gated.edge.loop import Loop, Timer
-from fuse_gated.errors import ConfigurationError, PeerError
-from fuse_gated.gate.admission import Logins, Startups, may_open
+from fuse_gated.edge.journal import open_journal
+from fuse_gated.edge.loop import Loop
+from fuse_gated.errors import ConfigurationError, OperatorError, PeerError
+from fuse_gated.gate.admission import Logins, may_open
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.tenant import Identity, Tenant
+from fuse_gated.guest import Guest, watch_main_thread
+from fuse_gated.libfuse_mounter import LibfuseMounter
 from fuse_gated.mounter import Mounter
 from fuse_gated.standalone import DaemonParts
 from fuse_gated.supervision import CLOSE_LIMIT, CLOSE_LOGIN, CLOSE_POLICY
@@ -39,69 +41,38 @@ from fuse_gated.supervision import CLOSE_LIMIT, CLOSE_LOGIN, CLOSE_POLICY
 PROGRAM: Final = "fuse-gated"
 _END_PATIENCE: Final = 6.0
 _LOGIN_SLACK: Final = 2.0
-_ACCEPTS_A_TURN: Final = 32
-
-
-class Guest:
-    """One connection, as the daemon sees it. `path` and `driver` are set once it is mounted."""
-
-    def __init__(self, session: str, address: str, child: process.Child, channel: Channel[supervision.FromWorker]) -> None:
-        self.session = session
-        self.address = address
-        self.child = child
-        self.channel = channel
-        self.tenant: Tenant | None = None
-        self.digest = ""
-        self.export = ""
-        self.program = ""
-        self.path = ""
-        self.driver = ""
-        self.since = time.time()
-        self.mounted = False
-        self.starting = True
-        """Counts among those that have not logged in."""
-        self.opening = False
-        self.dead = False
-        self.deadline: Timer | None = None
-        self.report: supervision.Report | None = None
-        self.asked: list[Callable[[str], None]] = []
-
-    @property
-    def shown(self) -> str:
-        return f"{self.tenant.name}/{self.export}" if self.tenant is not None else self.session
 
 
 class Daemon:
     """Runs until SIGTERM. SIGHUP reads the policy anew."""
 
-    def __init__(
-        self, parts: DaemonParts, settings: Settings, directory: Path, journal: Journal, tls: ssl.SSLContext | None
-    ) -> None:
+    def __init__(self, parts: DaemonParts, settings: Settings, directory: Path, tls: ssl.SSLContext | None) -> None:
         self.loop = Loop()
         self.settings = settings
         self.guests: dict[str, Guest] = {}
         self.tenants: dict[str, tuple[Tenant, Identity]] = {}
-        self.drivers: tuple[str, ...] = ("kernel",) if parts.mountd is not None else ("libfuse",)
-        self.mounter: Mounter | None = None
+        self.drivers: tuple[str, ...] = ()
+        self.mounter: Mounter | LibfuseMounter | None = None
         self._parts = parts
         self._directory = directory
-        self._journal = journal
         self._tls = tls
-        self._startups = Startups(settings.admission.startups, settings.admission.per_address)
         self._logins = Logins(())
-        self._notify = sdnotify.SystemdNotifier().notify
+        self._notify = sdnotify.SystemdNotifier().notify if "NOTIFY_SOCKET" in os.environ else lambda _state: None
         self._ending = False
         self._status = 0
-        if parts.mountd is not None:
+        if parts.mountd is not None and "kernel" in settings.drivers:
             channel = Channel(parts.mountd, keeping.ANSWERS, max_fds=1)
-            self.mounter = Mounter(self.loop, channel, self._keeper_lost)
+            self.drivers, self.mounter = ("kernel",), Mounter(self.loop, channel, self._keeper_lost)
+        elif parts.mountd is None and "libfuse" in settings.drivers:
+            self.drivers, self.mounter = ("libfuse",), LibfuseMounter(self.loop, str(parts.runtime))
+        else:
+            raise _no_driver(parts.mountd is not None)
 
     def run(self) -> int:
         """Serve; the exit status. Raises ConfigurationError if the policy is at fault."""
         self._use(self._read())
-        for listener in self._parts.listeners:
-            listener.setblocking(False)
-            self.loop.watch(listener.fileno(), lambda _events, listener=listener: self._accept(listener))  # type: ignore[misc]
+        _allow_descriptors()
+        self._door = Door(self.loop, self._parts.listeners, self.settings.admission, self._fork, silent=self._tls is not None)
         Desk(self.loop, self._parts.control, self)
         signal.signal(signal.SIGHUP, lambda *_: self.loop.from_thread(self.reload))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -121,8 +92,7 @@ class Daemon:
             return
         self._ending = True
         self._notify("STOPPING=1")
-        for listener in self._parts.listeners:
-            self.loop.forget(listener.fileno())
+        self._door.shut()
         for guest in list(self.guests.values()):
             self._say(guest, supervision.End(1001, "the server is stopping"))
         self.loop.after(_END_PATIENCE, self._end_hard)
@@ -157,43 +127,20 @@ class Daemon:
 
     # Connections.
 
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_ACCEPTS_A_TURN):
-            try:
-                sock, peer = listener.accept()
-            except OSError:
-                return
-            address = peer[0] if isinstance(peer, tuple) else ""
-            refusal = self._startups.admit(address)
-            if refusal is not None:
-                self._turn_away(sock, refusal.status, refusal.reason)
-                continue
-            try:
-                self._fork(sock, address)
-            except OSError as error:
-                self._startups.done(address)
-                process.tell(PROGRAM, f"cannot start a worker: {error.strerror} (are processes or memory short?)")
-                self._turn_away(sock, 503, "the server cannot start a worker now")
-
-    def _turn_away(self, sock: socket.socket, status: int, reason: str) -> None:
-        """Nothing is read from whom nobody is there to serve; over TLS there is nothing to say either."""
-        with contextlib.suppress(OSError):
-            if self._tls is None:
-                sock.setblocking(False)
-                length = len(reason) + 1
-                head = f"HTTP/1.1 {status} Refused\r\nConnection: close\r\nRetry-After: 5\r\nContent-Length: {length}\r\n\r\n"
-                sock.send(f"{head}{reason}\n".encode())
-        sock.close()
-
     def _fork(self, sock: socket.socket, address: str) -> None:
         session = secrets.token_hex(8)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         visitor = worker.Visitor(session, address)
-        own_pid = os.getpid()
-        with theirs, sock:
-            child = process.spawn(
-                lambda: worker.run(sock, theirs, self._journal, visitor, self.settings, self._tls, own_pid), program=PROGRAM
-            )
+        own_pid, runtime = os.getpid(), str(self._parts.runtime)
+        with theirs:
+            try:
+                child = process.spawn(
+                    lambda: worker.run(sock, theirs, visitor, self.settings, runtime, self._tls, own_pid), program=PROGRAM
+                )
+            except OSError:
+                ours.close()
+                raise
+        sock.close()
         channel = Channel(ours, supervision.FROM_WORKER, max_fds=0)
         guest = Guest(session, address, child, channel)
         self.guests[session] = guest
@@ -201,7 +148,8 @@ class Daemon:
             self.settings.admission.login_deadline + _LOGIN_SLACK, lambda: child.send_signal(signal.SIGKILL)
         )
         self.loop.watch(channel.fileno(), lambda _events: self._heard(guest))
-        self.loop.watch(child.fileno(), lambda _events: self._died(guest))
+        self.loop.watch(child.fileno(), lambda _events: self._reap(guest))
+        watch_main_thread(self.loop, child.pid, lambda: self._died(guest))
 
     def _heard(self, guest: Guest) -> None:
         try:
@@ -222,6 +170,8 @@ class Daemon:
                 self._open(guest, export, program)
             case supervision.Ending():
                 self._unmount(guest)
+            case supervision.JournalBroken():
+                self._reopen_journal(guest)
             case supervision.Report() as report:
                 guest.report = report
                 asked, guest.asked = guest.asked, []
@@ -229,22 +179,28 @@ class Daemon:
                     answered(guest.session)
 
     def _died(self, guest: Guest) -> None:
-        self.loop.forget(guest.child.fileno())
-        status = guest.child.wait()
+        """Its main thread has ended, or all of it. Whoever waits for an answer of it is told by its mount's end."""
+        if guest.dead:
+            return
         guest.dead = True
-        if status:
-            process.tell(PROGRAM, f"worker of session {guest.session} ({guest.shown}) ended with {_status(status)}")
         self._started(guest)
         if guest.deadline is not None:
             guest.deadline.cancel()
         self.loop.forget(guest.channel.fileno())
         guest.channel.close()
-        for answered in guest.asked:
+        asked, guest.asked = guest.asked, []
+        for answered in asked:
             answered(guest.session)
-        if guest.mounted:
-            self._unmount(guest)
-        elif not guest.opening:
-            self._gone(guest)
+        self._unmount(guest)
+
+    def _reap(self, guest: Guest) -> None:
+        self.loop.forget(guest.child.fileno())
+        status = guest.child.wait()
+        if status:
+            process.tell(PROGRAM, f"worker of session {guest.session} ({guest.shown}) ended with {_status(status)}")
+        guest.reaped = True
+        self._died(guest)
+        self._check_gone(guest)
 
     # Login and mounts.
 
@@ -276,8 +232,9 @@ class Daemon:
             if other.export and other.tenant is not None and other.tenant.name == tenant.name
         ]
         refusal = may_open(tenant, export, others)
-        if refusal is None and self._mounted >= self.settings.max_sessions:
-            self._say(guest, supervision.OpenRefused(f"the server has {self._mounted} sessions, as many as it may", CLOSE_LIMIT))
+        held = sum(other.holds_mount for other in self.guests.values())
+        if refusal is None and held >= self.settings.max_sessions:
+            self._say(guest, supervision.OpenRefused(f"the server has {held} sessions, as many as it may", CLOSE_LIMIT))
             return
         if refusal is not None:
             self._say(guest, supervision.OpenRefused(refusal.reason, CLOSE_LIMIT if refusal.status == 429 else CLOSE_POLICY))
@@ -292,35 +249,34 @@ class Daemon:
     def _mount_answered(self, guest: Guest, answer: keeping.FromKeeper, fds: list[int]) -> None:
         guest.opening = False
         if isinstance(answer, keeping.Mounted) and fds:
-            guest.mounted, guest.path, guest.driver = True, answer.path, "kernel"
+            guest.mounted, guest.path, guest.driver = True, answer.path, self.drivers[0]
             if guest.deadline is not None:
                 guest.deadline.cancel()
             if guest.dead:
                 self._unmount(guest)
             else:
-                self._say(guest, supervision.Opened(answer.path, "kernel"), fds)
+                self._say(guest, supervision.Opened(answer.path, guest.driver), fds)
         else:
-            reason = answer.reason if isinstance(answer, keeping.Refused) else "the mount keeper answered nonsense"
+            reason = answer.reason if isinstance(answer, keeping.Refused) else "no descriptor came with the mount"
             process.tell(PROGRAM, f"{guest.shown} could not be mounted: {reason}")
             guest.export = ""
             self._say(guest, supervision.OpenRefused(f"the server could not mount: {reason}", 1011))
-            if guest.dead:
-                self._gone(guest)
+            self._check_gone(guest)
         for fd in fds:
             os.close(fd)
 
     def _unmount(self, guest: Guest) -> None:
         if not guest.mounted or self.mounter is None or guest.tenant is None:
             return
-        guest.mounted = False
+        guest.mounted, guest.unmounting = False, True
         self.mounter.unmount(guest.tenant.name, guest.export, lambda answer, _fds: self._unmounted(guest, answer))
 
     def _unmounted(self, guest: Guest, answer: keeping.FromKeeper) -> None:
         if isinstance(answer, keeping.Refused):
             process.tell(PROGRAM, f"{guest.shown} could not be unmounted: {answer.reason}")
-        guest.export = ""
+        guest.export, guest.unmounting = "", False
         if guest.dead:
-            self._gone(guest)
+            self._check_gone(guest)
         else:
             self._say(guest, supervision.Unmounted())
             self.loop.after(_END_PATIENCE, lambda: guest.child.send_signal(signal.SIGKILL))
@@ -376,24 +332,37 @@ class Daemon:
     def _started(self, guest: Guest) -> None:
         if guest.starting:
             guest.starting = False
-            self._startups.done(guest.address)
+            self._door.logged_in(guest.address)
 
     def _say(self, guest: Guest, message: msgspec.Struct, fds: list[int] | None = None) -> None:
         if guest.dead:
             return
         try:
             guest.channel.send(message, fds or ())
+        except ValueError:
+            descriptor = supervision.enclose(message)
+            self._say(guest, supervision.Enclosed(), [descriptor])
+            os.close(descriptor)
         except (BlockingIOError, PeerError):
             # It does not read: nothing that it serves is worth waiting for.
             guest.child.send_signal(signal.SIGKILL)
+
+    def _reopen_journal(self, guest: Guest) -> None:
+        try:
+            journal = open_journal(self.settings.audit, str(self._parts.runtime))
+        except OperatorError:
+            return  # the worker asks again
+        self._say(guest, supervision.JournalOpened(), [journal.fileno()])
+        journal.close()
 
     def _end_guest(self, guest: Guest, code: int, reason: str) -> None:
         self._say(guest, supervision.End(code, reason))
         self.loop.after(_END_PATIENCE, lambda: guest.child.send_signal(signal.SIGKILL))
 
-    def _gone(self, guest: Guest) -> None:
-        self.guests.pop(guest.session, None)
-        self._check_end()
+    def _check_gone(self, guest: Guest) -> None:
+        if guest.reaped and not guest.holds_mount:
+            self.guests.pop(guest.session, None)
+            self._check_end()
 
     def _check_end(self) -> None:
         if self._ending and not self.guests:
@@ -410,6 +379,18 @@ class Daemon:
             process.tell(PROGRAM, "the mount keeper is gone: ending, to be started again")
             self._status = 1
             self.end()
+
+
+def _allow_descriptors() -> None:
+    """Each session takes two here, and the soft limit is often 1024."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _no_driver(has_keeper: bool) -> ConfigurationError:
+    there, missing = ("kernel", "libfuse") if has_keeper else ("libfuse", "kernel")
+    how = "an ordinary user's server mounts by libfuse" if missing == "kernel" else "as root it is the kernel driver that mounts"
+    return ConfigurationError(f"fuse-gated.yaml has drivers: [{missing}], but {how}", f"add {there}, or leave `drivers` out")
 
 
 def _settled(tenant: Tenant) -> tuple[str, bool]:

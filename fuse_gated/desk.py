@@ -19,11 +19,13 @@ from fuse_gated import __version__, control
 from fuse_gated.edge.loop import Loop, Timer
 
 if TYPE_CHECKING:
-    from fuse_gated.daemon import Daemon, Guest
+    from fuse_gated.daemon import Daemon
+    from fuse_gated.guest import Guest
 
 _MOST_CALLERS: Final = 64
 _PATIENCE: Final = 1.0
 _CALLER_PATIENCE: Final = 10.0
+_MOST: Final = 2**63 - 1
 
 
 class Desk:
@@ -150,7 +152,8 @@ class Desk:
             for guest in guests:
                 if guest.report is not None:
                     for name, value in msgspec.to_builtins(guest.report.statistics).items():
-                        total[name] = total.get(name, 0) + value
+                        # A worker may be anyone's by now: what it says must fit the answer.
+                        total[name] = min(total.get(name, 0) + max(0, value), _MOST)
             reply(control.Answer(result=total))
 
         self._ask_all(then)

@@ -86,8 +86,11 @@ class Mkdir(Request, frozen=True, gc=False):
 
 
 class Unlink(Request, frozen=True, gc=False):
+    """`alias`: libfuse goes on naming the open file by this path (tree/by_path.py)."""
+
     parent: Node
     name: bytes
+    alias: bytes | None = None
 
 
 class Rmdir(Request, frozen=True, gc=False):

@@ -5,7 +5,7 @@ the session is silenced: what was to be sent is not sent and fails with EIO, and
 goes through again. The loop never blocks on the journal.
 """
 
-import contextlib
+import select
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -28,7 +28,6 @@ PATIENCE: Final = 1.0
 """Seconds without room for a record before the session is silenced."""
 
 _RETRY: Final = 0.05
-_MOST_KEPT: Final = 10_000
 _CROWDED: Final = 16 * 2**20
 
 
@@ -44,15 +43,25 @@ class Driver(Protocol):
 
 
 class Recorder:
-    """Writes sealed records in order; what the journal does not take waits."""
+    """Writes sealed records in order; what the journal does not take waits. `on_broken` is called, now and then, while the
+    journal's descriptor is of no more use."""
 
-    def __init__(self, loop: Loop, journal: Journal, chain: Chain, on_taken: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        journal: Journal,
+        chain: Chain,
+        on_taken: Callable[[], None],
+        on_broken: Callable[[], None] = lambda: None,
+    ) -> None:
         self.chain = chain
         self.waiting: Fields | None = None
         self.since = 0.0
         self._loop = loop
         self._journal = journal
         self._on_taken = on_taken
+        self._on_broken = on_broken
+        self._complained = 0.0
         self._timer: Timer | None = None
 
     def write(self, record: Record) -> bool:
@@ -62,6 +71,7 @@ class Recorder:
             return True
         self.waiting = fields
         self.since = self._loop.now
+        self._complain()
         self._timer = self._loop.after(_RETRY, self._retry)
         return False
 
@@ -72,7 +82,13 @@ class Recorder:
             self.waiting = None
             self._on_taken()
         else:
+            self._complain()
             self._timer = self._loop.after(_RETRY, self._retry)
+
+    def _complain(self) -> None:
+        if self._journal.broken and self._loop.now - self._complained >= PATIENCE:
+            self._complained = self._loop.now
+            self._on_broken()
 
 
 class Serving:
@@ -97,9 +113,7 @@ class Serving:
         self._batch = Batch()
         self._flush_is_due = False
         self._backlog: deque[effects.Effect] = deque()
-        self._untold = 0
         self._timer: Timer | None = None
-        self._paused = False
 
     def attach(self, driver: Driver) -> None:
         """Serve this mount from now on."""
@@ -110,13 +124,12 @@ class Serving:
         """Leave the mount alone."""
         if self._driver is not None:
             self._loop.forget(self._driver.fd)
+            self._driver = None
         if self._timer is not None:
             self._timer.cancel()
 
     def on_request(self, unique: int, caller: Caller, request: Request) -> None:
         """The driver's callback."""
-        if self.silenced:
-            self._untold += 1
         try:
             self.turnstile.request(self._loop.now, unique, caller, request)
         except ProtocolError as error:
@@ -150,11 +163,9 @@ class Serving:
 
     def on_record_taken(self) -> None:
         """The journal took the record that everything waited for."""
-        if self._untold:
-            self.turnstile.note(
-                Record(kind="audit-gap", count=self._untold, detail="as many operations failed with EIO meanwhile")
-            )
-            self._untold = 0
+        untold, self.turnstile.untold = self.turnstile.untold, 0
+        if untold:
+            self.turnstile.note(Record(kind="audit-gap", count=untold, detail="as many operations failed with EIO meanwhile"))
         self.silenced = self.turnstile.silenced = False
         backlog, self._backlog = self._backlog, deque()
         self.turnstile.effects = [*backlog, *self.turnstile.effects]
@@ -164,7 +175,7 @@ class Serving:
         """Send what this turn produced."""
         self._flush_is_due = False
         for message in self._batch.take():
-            self._socket.send(message)
+            self._socket.send_now(message)
 
     def _send(self, effect: effects.Send) -> None:
         self._batch.add(effect.frame)
@@ -193,7 +204,7 @@ class Serving:
     def _put_off(self, effect: effects.Effect) -> None:
         """The journal does not take records. Within its patience everything waits in order; after that nothing is sent,
         and what was not sent fails."""
-        if not self.silenced and self._loop.now - self._recorder.since < PATIENCE:
+        if not self.silenced and self._loop.now < self._recorder.since + PATIENCE:
             self._backlog.append(_kept(effect))
             return
         if not self.silenced:
@@ -207,36 +218,25 @@ class Serving:
             self._do_silenced(effect)
 
     def _do_silenced(self, effect: effects.Effect) -> None:
-        if isinstance(effect, effects.Send):
-            if isinstance(effect.frame, Ask) and self.turnstile.withdraw(effect.frame.id):
-                self._untold += 1
-            else:
-                self._backlog.append(effect)
-        elif isinstance(effect, effects.Tell):
-            if len(self._backlog) < _MOST_KEPT:
-                self._backlog.append(effect)
-        else:
+        if isinstance(effect, effects.Tell):
+            self._backlog.append(effect)
+        elif not isinstance(effect, effects.Send):
             _DO[type(effect)](self, effect)
+        elif not isinstance(effect.frame, Ask) or not self.turnstile.withdraw(effect.frame.id):
+            self._backlog.append(effect)
 
     def _driver_ready(self, events: int) -> None:
         assert self._driver is not None
-        if self._socket.queued > _CROWDED:
+        if self._socket.queued > _CROWDED and not events & (select.EPOLLERR | select.EPOLLHUP):
             # The client does not keep up: the kernel keeps what it has until there is room.
-            self._loop.soon(self._pause)
-            return
-        self._driver.ready(events)
-
-    def _pause(self) -> None:
-        if not self._paused and self._driver is not None:
-            self._paused = True
             self._loop.change(self._driver.fd, read=False)
             self._loop.after(_RETRY, self._resume)
+        else:
+            self._driver.ready(events)
 
     def _resume(self) -> None:
-        self._paused = False
         if self._driver is not None:
-            with contextlib.suppress(OSError):
-                self._loop.change(self._driver.fd)
+            self._loop.change(self._driver.fd)
 
     def _set_timer(self) -> None:
         due = self.turnstile.next_due(self._loop.now)
@@ -253,7 +253,7 @@ class Serving:
     def _tick(self) -> None:
         self._timer = None
         now = self._loop.now
-        if self._recorder.waiting is not None and not self.silenced and now - self._recorder.since >= PATIENCE:
+        if self._recorder.waiting is not None and not self.silenced and now >= self._recorder.since + PATIENCE:
             self._silence()
         try:
             self.turnstile.tick(now)

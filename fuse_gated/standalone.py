@@ -35,6 +35,8 @@ _GRACE: Final = 10.0
 _SHORT_GRACE: Final = 3.0
 """The same when the other one has died: its mounts are of no use, and must be gone soon."""
 _ORPHANS_GRACE: Final = 1.0
+_ORDERLY: Final = (0, -signal.SIGTERM)
+"""What was ended before it was ready to be told has done nothing that it could have left in disorder."""
 _HOPELESS: Final = (2, 3, 4)
 """Exit statuses of the daemon that starting it again does not mend (usage, refused, configuration)."""
 
@@ -177,8 +179,7 @@ class _Supervisor:
         _end_orphans(self._strangers | {keeper.pid})
         kept = keeper.end(_SHORT_GRACE)
         self._clean_up()
-        # A daemon that was not ready yet to be told has done nothing that it could have left in disorder.
-        if status in (0, -signal.SIGTERM) and kept in (0, -signal.SIGTERM):
+        if status in _ORDERLY and kept in _ORDERLY:
             return 0
         tell(PROGRAM, f"not everything ended in order: the daemon {_shown(status)}, the mount keeper {_shown(kept)}")
         return 1
@@ -187,10 +188,11 @@ class _Supervisor:
         """After one of them has died: end the other. The exit status, or None to start both again."""
         who, other = ("the daemon", keeper) if died is daemon else ("the mount keeper", daemon)
         status = died.wait()
-        other.end(_SHORT_GRACE)
+        kept = other.end(_SHORT_GRACE)
         _end_orphans(self._strangers)
         self._clean_up()
-        if died is daemon and (status == 0 or status in _HOPELESS):
+        # A daemon that ended because its keeper was killed did not want to end.
+        if died is daemon and kept in _ORDERLY and (status == 0 or status in _HOPELESS):
             return status
         now = time.monotonic()
         self._deaths.append(now)

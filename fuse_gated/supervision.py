@@ -5,6 +5,7 @@ itself, hands out the policy of that tenant and no other, and the descriptor of 
 other.
 """
 
+import os
 from typing import Final
 
 import msgspec
@@ -74,6 +75,18 @@ class Unmounted(msgspec.Struct, frozen=True, tag="unmounted"):
     """Daemon: the mount is gone, the worker may go too."""
 
 
+class JournalBroken(msgspec.Struct, frozen=True, tag="journal-broken"):
+    """Worker: the journal's socket leads nowhere any more, and a caged process cannot connect another."""
+
+
+class JournalOpened(msgspec.Struct, frozen=True, tag="journal-opened"):
+    """Daemon: the journal anew; its descriptor comes with the message."""
+
+
+class Enclosed(msgspec.Struct, frozen=True, tag="enclosed"):
+    """Daemon: a message that is too long for a packet (a large policy) lies in the memfd that comes with this one."""
+
+
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
     """Daemon: how is it going?"""
 
@@ -94,11 +107,29 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     silenced: bool
 
 
-FromWorker = Login | Open | Ending | Report
-FromDaemon = LoggedIn | LoginRefused | Opened | OpenRefused | Apply | End | Unmounted | Ask
+FromWorker = Login | Open | Ending | JournalBroken | Report
+FromDaemon = LoggedIn | LoginRefused | Opened | OpenRefused | Apply | End | Unmounted | JournalOpened | Enclosed | Ask
 
 FROM_WORKER: Final[msgspec.msgpack.Decoder[FromWorker]] = msgspec.msgpack.Decoder(FromWorker)
 FROM_DAEMON: Final[msgspec.msgpack.Decoder[FromDaemon]] = msgspec.msgpack.Decoder(FromDaemon)
+
+
+def enclose(message: msgspec.Struct) -> int:
+    """The descriptor of a memfd with the message, to be sent with `Enclosed`."""
+    descriptor = os.memfd_create("fuse-gated-message", os.MFD_CLOEXEC)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(msgspec.msgpack.encode(message))
+    return descriptor
+
+
+def disclose(descriptor: int) -> FromDaemon:
+    """The message that came with `Enclosed`; the descriptor is closed. Raises msgspec.DecodeError."""
+    try:
+        # Not by a file object, which would ask fstat(2): a caged process may not.
+        return FROM_DAEMON.decode(os.pread(descriptor, os.lseek(descriptor, 0, os.SEEK_END), 0))
+    finally:
+        os.close(descriptor)
+
 
 CLOSE_LOGIN: Final = 4001
 """Close code: the login is refused, or no longer valid."""

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Origin, Subprotocol
 
@@ -23,10 +24,11 @@ from fuse_gated.config.settings import Settings
 from fuse_gated.edge import process
 from fuse_gated.edge.channel import Channel
 from fuse_gated.edge.fuse_kernel import KernelDriver, Notifier
-from fuse_gated.edge.journal import Journal
+from fuse_gated.edge.fuse_libfuse import LibfuseDriver
+from fuse_gated.edge.journal import Journal, open_journal
 from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.websocket import WebSocket
-from fuse_gated.errors import PeerError, ProtocolError
+from fuse_gated.errors import GateError, PeerError, ProtocolError
 from fuse_gated.gate.audit import Chain, Record
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.limiter import Limiter
@@ -42,7 +44,11 @@ from fuse_gated.wire.session import read_hello
 PING_EVERY: Final = 15.0
 DEAD_AFTER: Final = 45.0
 _UNMOUNT_PATIENCE: Final = 5.0
+_LAST_WORDS: Final = 1.0
+"""Seconds that a peer has to read why its connection ends."""
+_LOOK_AGAIN: Final = 0.02
 _LONGEST_TOKEN: Final = 4096
+_NO_JOURNAL: Final = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\nthe server cannot write its audit records\n"
 
 
 class Visitor(msgspec.Struct, frozen=True):
@@ -75,7 +81,7 @@ class Worker:
         self.identity: Identity | None = None
         self.offer: Offer | None = None
         self.serving: Serving | None = None
-        self.driver: KernelDriver | None = None
+        self.driver: KernelDriver | LibfuseDriver | None = None
         self.path = ""
         self.ending = False
         self._stage = "connecting"
@@ -87,7 +93,8 @@ class Worker:
         )
         self.protocol = protocol
         self.socket = WebSocket(loop, sock, protocol, self)
-        self.recorder = Recorder(loop, journal, Chain("", visitor.session, ""), self._record_taken)
+        chain = Chain("", visitor.session, "")
+        self.recorder = Recorder(loop, journal, chain, self._record_taken, lambda: self._send(supervision.JournalBroken()))
         self._deadline = loop.after(settings.admission.login_deadline, self._too_late)
         loop.watch(channel.fileno(), self._from_daemon)
 
@@ -96,12 +103,16 @@ class Worker:
     def on_request(self, request: Request) -> None:
         """The upgrade: whoever cannot show a token here must be a browser, whose hello brings it."""
         self._upgrade = request
-        authorization = request.headers.get("Authorization", "")
-        scheme, _, token = authorization.partition(" ")
+        # Not `get`, which raises for a header that is there twice.
+        shown = request.headers.get_all("Authorization")
+        if len(shown) > 1:
+            self._refuse(http.HTTPStatus.BAD_REQUEST, "there is more than one Authorization", "more than one Authorization")
+            return
+        scheme, _, token = "".join(shown).partition(" ")
         if scheme.lower() == "bearer" and token.strip():
             self._stage = "logging in"
             self._login(token.strip().encode())
-        elif authorization or request.headers.get("Origin") is None:
+        elif shown or not request.headers.get_all("Origin"):
             self._refuse(http.HTTPStatus.UNAUTHORIZED, "a token is needed: Authorization: Bearer TOKEN", "no token")
         else:
             self._accept()
@@ -123,12 +134,17 @@ class Worker:
 
     def on_closed(self, code: int, reason: str) -> None:
         """The client is gone: what waits for it is answered, then the mount goes."""
-        if self._stage in ("mounted", "mounting"):
-            self._end(f"the client left: {code} {reason}".rstrip() if code != 1000 else "the client left in order")
+        sent = self.protocol.close_sent
+        if sent is not None and not self.ending and not self.protocol.close_rcvd_then_sent:
+            # Our side closed, and not by a word of ours: what came was no WebSocket message that we take.
+            self._violated(ProtocolError(sent.reason, sent.code))
+        elif self.serving is None:
+            self._end(reason or "it ended before a session was open")
         else:
-            if self._stage in ("connecting", "logging in", "greeting") and not self.ending:
-                self._tell("connection-refused", reason or "it ended before a session was open")
-            self.loop.stop()
+            self._end(f"the client left: {code} {reason}".rstrip() if code != 1000 else "the client left in order")
+        if self.serving is None:
+            # A mount that is still being made goes with this process: the daemon sees to that.
+            self._stop_when_heard(self.loop.now + _LAST_WORDS)
 
     # The daemon's messages.
 
@@ -146,6 +162,8 @@ class Worker:
             self.loop.after(_UNMOUNT_PATIENCE, self.loop.stop)
             return
         message, fds = received
+        if isinstance(message, supervision.Enclosed):
+            message = supervision.disclose(fds.pop())
         match message:
             case supervision.LoggedIn():
                 self._logged_in(message)
@@ -154,8 +172,7 @@ class Worker:
             case supervision.Opened():
                 self._opened(message, fds)
             case supervision.OpenRefused():
-                self._tell("connection-refused", message.reason)
-                self.ending = True
+                self._end(message.reason)
                 self.socket.close(message.code, message.reason)
             case supervision.Apply():
                 self._apply(message)
@@ -163,6 +180,8 @@ class Worker:
                 self.leave(message.code, message.reason)
             case supervision.Unmounted():
                 self._unmounted()
+            case supervision.JournalOpened():
+                self.journal.reconnect(fds[0])
             case supervision.Ask():
                 self._report(message.id)
 
@@ -170,7 +189,7 @@ class Worker:
         """End in order, whatever stage it is at."""
         self._end(reason)
         self.socket.close(code, reason)
-        if self._stage != "ending":
+        if self.serving is None:
             self.loop.after(1.0, self.loop.stop)
 
     # Login and hello.
@@ -182,6 +201,8 @@ class Worker:
         self._send(supervision.Login(hashlib.sha256(token).hexdigest()))
 
     def _logged_in(self, message: supervision.LoggedIn) -> None:
+        if self.ending:
+            return
         self.tenant, self.identity = message.tenant, message.identity
         offered = self.offer
         if offered is not None:
@@ -190,6 +211,8 @@ class Worker:
             self._accept()
 
     def _login_refused(self, reason: str) -> None:
+        if self.ending:
+            return
         if self.offer is not None:
             self._tell("login-refused", reason)
             self.ending = True
@@ -202,8 +225,7 @@ class Worker:
         response = self.protocol.accept(self._upgrade)
         if response.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS:
             body = response.body or b""
-            self._tell("connection-refused", f"{response.status_code}: {body.decode('utf-8', 'replace').strip()}")
-            self.ending = True
+            self._end(f"{response.status_code}: {body.decode('utf-8', 'replace').strip()}")
         self.protocol.send_response(response)
         self.socket.flush_soon()
         self._stage = "greeting"
@@ -221,8 +243,7 @@ class Worker:
         self.offer = offer
         if not is_mount_name(offer.export):
             reason = f"not an export's name: {offer.export[:80]!r}; use a-z, 0-9, '.', '_' and '-', at most 64"
-            self._tell("connection-refused", reason)
-            self.ending = True
+            self._end(reason)
             self.socket.close(supervision.CLOSE_POLICY, reason)
             return
         self._stage = "mounting"
@@ -235,11 +256,11 @@ class Worker:
 
     def _open(self, offer: Offer) -> None:
         assert self.tenant is not None
-        if self.tenant.ownership == "passthrough" and "chown" not in offer.capabilities:
-            reason = "the policy passes ownership through (ownership: passthrough), but this client cannot chown"
-            self._tell("connection-refused", reason)
-            self.ending = True
-            self.socket.close(supervision.CLOSE_POLICY, reason + "; start it as root, or ask for ownership: mapped")
+        if self.tenant.ownership == "passthrough" and not {"chown", "read-only"}.intersection(offer.capabilities):
+            # A close frame's reason has 123 bytes (RFC 6455, 5.5).
+            reason = "the policy says ownership: passthrough, but this client cannot chown: start it as root"
+            self._end(reason)
+            self.socket.close(supervision.CLOSE_POLICY, reason)
             return
         self._send(supervision.Open(offer.export, offer.program[:200]))
 
@@ -249,6 +270,9 @@ class Worker:
         assert self.tenant is not None
         assert self.identity is not None
         assert self.offer is not None
+        if self.ending:
+            self._send(supervision.Ending("the client had gone before it was mounted"))
+            return
         self.path = message.path
         # One chain a session, from the connection's first record on; only the names become known here.
         sequence, head = self.recorder.chain.sequence, self.recorder.chain.head
@@ -272,10 +296,10 @@ class Worker:
         self._stage = "mounted"
         self._tell("session-opened", f"from {self.visitor.address}, {message.driver} driver, {self.offer.program[:80]}")
 
-    def _driver(self, name: str, fd: int) -> KernelDriver:
+    def _driver(self, name: str, fd: int) -> KernelDriver | LibfuseDriver:
         assert self.serving is not None
-        if name != "kernel":
-            raise PeerError(f"a driver that this worker does not have: {name}")
+        if name == "libfuse":
+            return LibfuseDriver(fd, self.loop, self.serving.on_request, self._ready, self._gone)
         return KernelDriver(fd, self.notifier, self.serving.on_request, self._ready, self._gone)
 
     def _ready(self) -> None:
@@ -328,25 +352,31 @@ class Worker:
         if self.ending:
             return
         self._tell("protocol-violation", error.message)
+        if self.serving is None:
+            self.ending = True
         self._end(f"the client broke the protocol: {error.message}")
         self.socket.close(error.close_code, error.message)
 
     def _too_late(self) -> None:
-        if self._stage != "mounted" or self.driver is None or self.driver.negotiated is None:
-            self._tell("connection-refused", f"no session within {self.settings.admission.login_deadline:g} s ({self._stage})")
-            self.ending = True
-            self.socket.close(supervision.CLOSE_LIMIT, "login took too long")
-            self.socket.abort()
+        """`_ready` did not come in time. Cancelled by it."""
+        self._end(f"no session within {self.settings.admission.login_deadline:g} s ({self._stage})")
+        reason = "login took too long"
+        if self.protocol.state is State.CONNECTING and not self.protocol.eof_sent:
+            self.protocol.send_response(self.protocol.reject(http.HTTPStatus.REQUEST_TIMEOUT, reason + "\n"))
+            self.socket.flush_soon()
+        else:
+            self.socket.close(supervision.CLOSE_LIMIT, reason)
+        self.loop.after(_LAST_WORDS, self.socket.abort)
 
     def _end(self, reason: str) -> None:
         """The session is over: callers are answered, open files told, the mount given back."""
         if self.ending:
             return
-        self.ending = True
         if self.serving is None:
-            if self._stage == "mounting":
-                self._send(supervision.Ending(reason))
+            self._tell("connection-refused", reason)
+            self.ending = True
             return
+        self.ending = True
         self._stage = "ending"
         turnstile = self.serving.turnstile
         turnstile.lost(self.loop.now)
@@ -361,8 +391,14 @@ class Worker:
     def _unmounted(self) -> None:
         if self.serving is not None:
             self.serving.detach()
-        # The close frame that is still on its way gets its second; the daemon takes care of a worker that does not end.
-        self.loop.after(0.0 if self.socket.closed else 1.0, self.loop.stop)
+        self._stop_when_heard(self.loop.now + _LAST_WORDS)
+
+    def _stop_when_heard(self, latest: float) -> None:
+        """The close frame that is still on its way gets its second; the daemon takes care of a worker that does not end."""
+        if self.socket.closed or self.loop.now >= latest:
+            self.loop.stop()
+        else:
+            self.loop.after(_LOOK_AGAIN, lambda: self._stop_when_heard(latest))
 
     # Details.
 
@@ -404,15 +440,22 @@ class Worker:
 def run(
     sock: socket.socket,
     channel_socket: socket.socket,
-    journal: Journal,
     visitor: Visitor,
     settings: Settings,
+    runtime: str,
     tls: ssl.SSLContext | None,
     daemon: int,
 ) -> int:
     """Serve one connection in a process of its own, forked by the daemon with that pid; the exit status."""
     process.set_name(f"fg-{visitor.session}")
     process.die_with_parent(daemon)
+    # Its own, so that a session that fills its socket's buffer leaves the others' alone, and journald sees who writes.
+    try:
+        journal = open_journal(settings.audit, runtime)
+    except GateError:
+        if tls is None:
+            sock.send(_NO_JOURNAL)
+        raise
     loop = Loop()
     notifier = Notifier()
     keep = {sock.fileno(), channel_socket.fileno(), journal.fileno(), *loop.descriptors()}

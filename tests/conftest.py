@@ -17,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "expected_log(pattern): lines of the product's stderr that are no fault in this test")
+    config.addinivalue_line("markers", "beyond_libfuse(what): needs what libfuse 2 cannot do; skipped on that driver")
     if "libfuse" in _drivers(config) and os.geteuid() == 0:
         enter_private_namespace()
 
@@ -24,6 +25,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "driver" in metafunc.fixturenames:
         metafunc.parametrize("driver", _drivers(metafunc.config), scope="module")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        mark = item.get_closest_marker("beyond_libfuse")
+        parameters = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        if mark is not None and "libfuse" in parameters:
+            # Not `need`: the machine lacks nothing, and CI=true changes nothing about it.
+            item.add_marker(pytest.mark.skip(reason=f"libfuse 2 has no {mark.args[0]}"))
 
 
 def _drivers(config: pytest.Config) -> list[str]:

@@ -243,6 +243,19 @@ def test_when_the_keeper_is_killed_both_start_again(
     assert "the mount keeper was ended by SIGKILL unexpectedly" in capfd.readouterr().err
 
 
+def test_a_daemon_that_ends_with_its_keeper_is_started_again(supervise: Supervise) -> None:
+    def leaning(daemon: Daemon) -> int:
+        daemon.ask(Mount(id=1, tenant="acme", export="web"))
+        daemon.tell("started")
+        select.select([daemon.keeper], [], [])
+        return 0
+
+    supervised = supervise(leaning)
+    supervised.hear("started")
+    os.kill(supervised.children()["fuse-gated-mnt"], signal.SIGKILL)
+    supervised.hear("started")
+
+
 def test_when_the_supervisor_is_killed_both_end_and_nothing_stays_mounted(supervise: Supervise, runtime: Path) -> None:
     supervised = supervise()
     daemon = supervised.hear("mounted")["pid"]

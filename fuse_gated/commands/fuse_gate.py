@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         return _export(options)
     except GateError as error:
         return complain(PROGRAM, error)
+    except KeyboardInterrupt:  # Before there was anything to end.
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,7 +118,7 @@ class _Session:
         self._status.clear()
         try:
             print(line, flush=True)
-        except BrokenPipeError:
+        except OSError:
             # Whoever read our output has left; the export stays. Later output goes nowhere instead of failing.
             os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
 

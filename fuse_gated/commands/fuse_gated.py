@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from fuse_gated import __version__, standalone
 from fuse_gated.config.settings import Tls
 from fuse_gated.daemon import Daemon
 from fuse_gated.edge import etc, process, seccomp
-from fuse_gated.edge.journal import open_journal
+from fuse_gated.edge.journal import JournalSocket, open_journal
 from fuse_gated.errors import ConfigurationError, GateError
 
 PROGRAM: Final = "fuse-gated"
@@ -57,12 +59,20 @@ def _serve(directory: Path, runtime: Path, listen: str | None) -> int:
     readable = Path(f"/proc/self/fd/{opened}")
 
     def run_daemon(parts: standalone.DaemonParts) -> int:
+        # Each worker opens its own. One that is missing is told here, before anybody comes; and what 'auto' means is settled,
+        # so that all records go to one place.
         journal = open_journal(settings.audit, str(parts.runtime))
-        return Daemon(parts, settings, readable, journal, tls).run()
+        journal.close()
+        audit = msgspec.structs.replace(settings.audit, to="journal" if isinstance(journal, JournalSocket) else "file")
+        return Daemon(parts, msgspec.structs.replace(settings, audit=audit), readable, tls).run()
 
     listeners = standalone.bind(listen or settings.listen)
     if os.geteuid() == 0:
-        return standalone.supervise(settings, runtime, listeners, run_daemon)
+        try:
+            return standalone.supervise(settings, runtime, listeners, run_daemon)
+        finally:
+            for listener in listeners:
+                listener.close()
     parts = standalone.unprivileged_parts(runtime, listeners)
     try:
         return run_daemon(parts)

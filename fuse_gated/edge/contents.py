@@ -17,7 +17,7 @@ from fuse_gated.edge.filesystems import Filesystems
 from fuse_gated.edge.handles import Handles, OpenDirectory, OpenFile
 from fuse_gated.edge.locks import Locks
 from fuse_gated.edge.names import Names
-from fuse_gated.edge.precautions import SETID, Precautions
+from fuse_gated.edge.precautions import SETID, Precautions, clear_setid
 from fuse_gated.wire import messages as wire
 
 MAX_OFFSET: Final = 2**63 - 1
@@ -112,6 +112,8 @@ class Contents:
             raise OSError(errno.EINVAL, f"{len(data)} bytes in one write")
         _require_range(arguments.offset, len(data))
         file.written = True
+        if arguments.clear_setid:
+            clear_setid(file.fd)
         flags = os.RWF_APPEND if arguments.append else 0
         done = 0
         try:
@@ -197,6 +199,8 @@ class Contents:
         if arguments.length > MAX_OFFSET - arguments.offset:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         file.written = True
+        if arguments.clear_setid:
+            clear_setid(file.fd)
         syscalls.fallocate(file.fd, arguments.mode, arguments.offset, arguments.length)
 
     def copy_file_range(self, arguments: wire.CopyFileRange) -> int:
@@ -206,6 +210,8 @@ class Contents:
         _require_range(arguments.offset, length)
         _require_range(arguments.to_offset, length)
         target.written = True
+        if arguments.clear_setid:
+            clear_setid(target.fd)
         return os.copy_file_range(source.fd, target.fd, min(length, _COPY_AT_ONCE), arguments.offset, arguments.to_offset)
 
     def _open(self, arguments: wire.Open, extra: int) -> wire.OpenedFile:
@@ -217,6 +223,8 @@ class Contents:
             status = os.fstat(node)
             _require_regular(status)
             fd = os.open(syscalls.proc_path(node), flags | extra)
+            if arguments.clear_setid and flags & os.O_TRUNC:
+                clear_setid(node)
             return self._opened(fd, status if not flags & os.O_TRUNC else os.fstat(fd), arguments.flags)
 
     def _opened(self, fd: int, status: os.stat_result, flags: int) -> wire.OpenedFile:

@@ -61,8 +61,6 @@ def parse_server(text: str) -> WebSocketURI:
     hint = "write ws://HOST:PORT, or wss://HOST:PORT for TLS"
     try:
         uri = parse_uri(text)
-        if not 0 < uri.port < 65536:
-            raise ValueError(f"port {uri.port} is out of range")
     except (InvalidURI, ValueError) as error:
         raise UsageError(f"not a server's address: {text!r}: {getattr(error, 'msg', error)}", hint) from None
     if uri.user_info is not None:

@@ -98,12 +98,12 @@ class Loop:
 
     def turn(self) -> None:
         """Wait for something to do, and do it."""
-        for fd, events in self._epoll.poll(self._wait()):
+        ready = self._epoll.poll(self._wait())
+        self.now = time.monotonic()
+        for fd, events in ready:
             callback = self._callbacks.get(fd)
             if callback is not None:
-                self.now = time.monotonic()
                 callback(events)
-        self.now = time.monotonic()
         while self._timers and self._timers[0].when <= self.now:
             due = heapq.heappop(self._timers).callback
             if due is not None:
@@ -119,11 +119,13 @@ class Loop:
     def _wait(self) -> float:
         if self._soon:
             return 0.0
-        while self._timers and self._timers[0].callback is None:
-            heapq.heappop(self._timers)
-        if not self._timers:
+        timers = self._timers
+        while timers and timers[0].callback is None:
+            heapq.heappop(timers)
+        if not timers:
             return _LONGEST_WAIT
-        return min(max(self._timers[0].when - time.monotonic(), 0.0), _LONGEST_WAIT)
+        wait = timers[0].when - time.monotonic()
+        return 0.0 if wait < 0.0 else _LONGEST_WAIT if wait > _LONGEST_WAIT else wait
 
     def _woken(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -14,7 +14,7 @@ from fuse_gated.edge import syscalls
 from fuse_gated.edge.attributes import attributes, decode_device
 from fuse_gated.edge.beneath import Beneath, Node
 from fuse_gated.edge.handles import Handles, OpenFile
-from fuse_gated.edge.precautions import SETID, Precautions
+from fuse_gated.edge.precautions import SETID, Precautions, clear_setid
 from fuse_gated.operations import NOW, Attributes, Filesystem
 from fuse_gated.wire import messages as wire
 
@@ -54,6 +54,8 @@ class Names:
                 self._truncate(arguments.target, fd, path, arguments.size)
             if uid != -1 or gid != -1:
                 os.chown(path, uid, gid)
+            if arguments.clear_setid:
+                clear_setid(fd)
             if arguments.mode is not None:
                 os.chmod(path, self._precautions.mode(arguments.mode))
             if arguments.atime is not None or arguments.mtime is not None:

@@ -5,6 +5,7 @@ can run with another's rights (setuid, setgid, file capabilities), it makes no d
 sees those of programs alone (user.*; xattr(7)).
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -60,6 +61,24 @@ class Precautions:
         if not status.st_mode & SETID or not self._writes_keep_setid or self.trust_server:
             return False
         return stat.S_ISREG(status.st_mode)
+
+
+def without_setid(mode: int) -> int:
+    """The permission bits that are left when somebody without CAP_FSETID changes a file's contents: no setuid, and no setgid
+    if its group may execute it (without, the bit marks mandatory locking: inode(7))."""
+    dropped = SETID if mode & stat.S_IXGRP else stat.S_ISUID
+    return stat.S_IMODE(mode) & ~dropped
+
+
+def clear_setid(fd: int) -> None:
+    """Take from a regular file what `without_setid` says. It is asked for by the server where its caller is not privileged,
+    because this process may be, and the kernel then takes nothing away."""
+    mode = os.fstat(fd).st_mode
+    if mode & SETID and stat.S_ISREG(mode) and without_setid(mode) != stat.S_IMODE(mode):
+        # A process that may not change the mode is one whose changes the kernel itself takes the bits for.
+        with contextlib.suppress(PermissionError):
+            # Not fchmod: the descriptor may be an O_PATH one.
+            os.chmod(f"/proc/self/fd/{fd}", without_setid(mode))
 
 
 def effective_capabilities() -> int:

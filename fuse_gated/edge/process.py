@@ -34,6 +34,15 @@ def tell(program: str, message: str) -> None:
         print(f"{program}: {message}", file=sys.stderr, flush=True)
 
 
+def open_standard_descriptors() -> None:
+    """/dev/null for those of 0 to 2 that are closed. For a program's first moment: what it opened in their place would be
+    written to as stderr, and kept by every cage. Raises OSError."""
+    # The lowest that is free is what open(2) gives.
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(opened, True)
+    os.close(opened)
+
+
 class Account(msgspec.Struct, frozen=True):
     """A user of this machine, as passwd(5) has it."""
 

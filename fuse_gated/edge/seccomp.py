@@ -96,7 +96,7 @@ def build_filter(architecture: int | None = None) -> Any:
     nobody else. `architecture` is a token of libseccomp's Arch, and is given only to see what would be loaded there."""
     seccomp = library()
     made = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
-    if architecture is not None and architecture != seccomp.system_arch():
+    if architecture is not None and not made.exist_arch(architecture):
         made.add_arch(architecture)
         made.remove_arch(seccomp.Arch.NATIVE)
     # Calls by another ABI of the machine (32 bits, x32) have other numbers, so they are no mistake.
@@ -115,9 +115,10 @@ def load_filter() -> None:
     """Hold this process, all its threads and whatever they run to the list, for good. Raises KernelError, OperatorError."""
     try:
         build_filter().load()
-    except OSError as error:
+    # Debian's binding raises RuntimeError where PyPI's raises OSError.
+    except (OSError, RuntimeError) as error:
         raise KernelError(
-            f"seccomp(2) was refused: {error.strerror}", "this kernel cannot cage a worker; `seccomp: false` does without"
+            f"seccomp(2) was refused: {error}", "this kernel cannot cage a worker; `seccomp: false` does without"
         ) from None
 
 

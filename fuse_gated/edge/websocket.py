@@ -10,16 +10,20 @@ import socket
 import ssl
 from typing import Protocol
 
+from websockets.exceptions import InvalidMessage
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import Protocol as WebSocketProtocol
 from websockets.protocol import State
+from websockets.server import ServerProtocol
 
 from fuse_gated.edge.loop import WRITABLE, Loop, Timer
 
 _BUFFER = 256 * 1024
 _READS_A_TURN = 8
 _CLOSE_TIMEOUT = 3.0
+_MOST_PONGS = 1000
+_BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 21\r\n\r\nthis is no WebSocket\n"
 
 
 class Handlers(Protocol):
@@ -35,7 +39,8 @@ class Handlers(Protocol):
         """A whole binary message."""
 
     def on_closed(self, code: int, reason: str) -> None:
-        """The connection is over, once: 1006 if it broke off without a close frame (RFC 6455, 7.1.5)."""
+        """The connection is over, once: 1006 if it broke off without a close frame (RFC 6455, 7.1.5). After a fault of the
+        peer's it comes when that was found, though the socket is not closed yet."""
 
 
 class WebSocket:
@@ -54,13 +59,15 @@ class WebSocket:
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._out: list[memoryview] = []
-        self._parts: list[bytes | bytearray] | None = None
-        self._parts_size = 0
+        self._parts: bytearray | None = None
+        self._unread_pongs = 0
         self._flush_is_due = False
         self._waits_for_write = False
         self._send_eof = False
         self._over = False
         self._peer_gone = False
+        self._told_bad_request = False
+        self._told_closed = False
         self._close_timer: Timer | None = None
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
         self._handshaking = self._tls is not None
@@ -84,6 +91,12 @@ class WebSocket:
         if self.protocol.state is State.OPEN:
             self.protocol.send_binary(data)
             self.flush_soon()
+
+    def send_now(self, data: bytes | bytearray | memoryview) -> None:
+        """As `send`, without waiting for the turn's end: for whoever has gathered what the turn produced."""
+        if self.protocol.state is State.OPEN:
+            self.protocol.send_binary(data)
+            self._flush()
 
     def ping(self) -> None:
         if self.protocol.state is State.OPEN:
@@ -114,9 +127,20 @@ class WebSocket:
             with contextlib.suppress(Exception):
                 self.protocol.receive_eof()
         self._socket.close()
+        self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        if self._told_closed:
+            return
+        self._told_closed = True
         received, sent = self.protocol.close_rcvd, self.protocol.close_sent
         told = sent if self.protocol.close_rcvd_then_sent is False and sent is not None else received or sent
-        self._handlers.on_closed(told.code if told else 1006, told.reason if told else self.tls_error)
+        why = self.tls_error or str(self.protocol.handshake_exc or "")
+        self._handlers.on_closed(told.code if told else 1006, told.reason if told else why)
+
+    def _fail(self, code: int, reason: str) -> None:
+        self.close(code, reason)
+        self._tell_closed()
 
     def flush_soon(self) -> None:
         """Send what the protocol has to say at the end of this turn."""
@@ -199,10 +223,24 @@ class WebSocket:
                 self._handlers.on_request(event)
             else:
                 self._handlers.on_response(event)
+        if self.protocol.parser_exc is not None and not self._peer_gone:
+            # Nothing more is heard from it. Only its hearing why is waited for.
+            self._flush()
+            self._tell_closed()
+        if isinstance(self.protocol.handshake_exc, InvalidMessage) and isinstance(self.protocol, ServerProtocol):
+            self._say_bad_request()
         if self.protocol.writes:
             self.flush_soon()
         if self.protocol.state is not State.OPEN and self._close_timer is None and self.protocol.close_expected():
             self._close_timer = self._loop.after(_CLOSE_TIMEOUT, self.abort)
+
+    def _say_bad_request(self) -> None:
+        """What is no HTTP is answered with nothing by `websockets`; people try ports, and want to know."""
+        if not self._told_bad_request and not self._peer_gone:
+            self._told_bad_request = True
+            self._out.append(memoryview(_BAD_REQUEST))
+            self.queued += len(_BAD_REQUEST)
+            self.flush_soon()
 
     def _frame(self, frame: Frame) -> None:
         opcode = frame.opcode
@@ -210,20 +248,37 @@ class WebSocket:
             if frame.fin:
                 self._handlers.on_message(frame.data)  # type: ignore[arg-type]  # received data is bytes or bytearray
             else:
-                self._parts = [frame.data]  # type: ignore[list-item]
+                # One buffer, not a list: empty fragments, of which there is no end, must cost nothing.
+                self._parts = bytearray(frame.data)
         elif opcode is Opcode.TEXT:
-            self.close(1003, "text messages are not part of this protocol")
+            self._fail(1003, "text messages are not part of this protocol")
         elif opcode is Opcode.CONT and self._parts is not None:
-            self._parts.append(frame.data)  # type: ignore[arg-type]
+            self._parts += frame.data
             if frame.fin:
                 parts, self._parts = self._parts, None
-                self._handlers.on_message(b"".join(parts))
+                self._handlers.on_message(parts)
+        elif opcode is Opcode.PING:
+            self._unread_pongs += 1
+            if self._unread_pongs > _MOST_PONGS:
+                self._fail(1008, "too many pings whose answers were not read")
 
     def _flush(self) -> None:
         self._flush_is_due = False
         if self._over or self._handshaking:
             return
-        for data in self.protocol.data_to_send():
+        writes = self.protocol.data_to_send()
+        if len(writes) == 1 and not self._out and self._tls is None and writes[0]:
+            # One message and nothing before it, as nearly always: no list, no view, one call.
+            data = writes[0]
+            try:
+                sent = self._socket.send(data)
+            except OSError:
+                sent = 0
+            self.bytes_sent += sent
+            if sent == len(data):
+                return
+            writes = [data[sent:]]
+        for data in writes:
             if data:
                 self._out.append(memoryview(data))
                 self.queued += len(data)
@@ -243,6 +298,7 @@ class WebSocket:
         if self._waits_for_write:
             self._waits_for_write = False
             self._loop.change(self._socket.fileno())
+        self._unread_pongs = 0
         if self._send_eof and not self._out:
             self._half_close()
 

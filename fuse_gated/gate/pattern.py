@@ -76,14 +76,6 @@ class Pattern:
         """Whether the path and everything beneath it is matched."""
         return positions & self._tail != 0
 
-    def stays_live(self, positions: int) -> bool:
-        """Whether something may be matched beneath whatever lies beneath the path."""
-        return positions & self._stars != 0
-
-    def may_become_universal(self, positions: int) -> bool:
-        """Whether there may be a path at or beneath this one from which on everything is matched."""
-        return positions != 0 and self._tail != 0
-
     def next_parts(self, positions: int) -> list[Part]:
         """What the name of the next component is compared with; `**` and `*` take every name."""
         return [

@@ -130,7 +130,7 @@ class Rules:
         # The root is the one directory that cannot be hidden, so its positions say less of it than another's.
         if not (old and new):
             return old == new
-        if after.rights & ~before.rights or after.beneath & ~before.beneath:
+        if after.rights & ~before.rights:
             return False
         if before.rights and not before.rights & READ and not after.rights:
             # One that may nothing is walked through, and lists more than one that may something but not be read.

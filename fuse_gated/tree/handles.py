@@ -1,9 +1,24 @@
 """What is open: files and directories, by the handle that the kernel was given."""
 
 from collections.abc import Iterator
+from typing import Protocol
 
+from fuse_gated.operations import Attributes
 from fuse_gated.tree.inodes import Inodes, Node
-from fuse_gated.wire.messages import ListedEntry
+from fuse_gated.tree.posix_locks import PosixLocks
+
+
+class Listed(Protocol):
+    """One entry of a directory, as the client lists it."""
+
+    @property
+    def name(self) -> bytes: ...
+    @property
+    def inode(self) -> int: ...
+    @property
+    def type(self) -> int: ...
+    @property
+    def attributes(self) -> Attributes | None: ...
 
 
 class Handle:
@@ -32,10 +47,16 @@ class Handle:
         self.writes = 0
         self.bytes_written = 0
         self.unflushed = False
-        self.page: tuple[ListedEntry, ...] = ()
+        self.page: tuple[Listed, ...] = ()
         """Of a directory: the entries last received, from cookie `page_start` on, so that what did not fit one READDIR is
         not asked for again. One page, so that a listing without end costs no memory."""
         self.page_start = -1
+
+
+    @property
+    def place(self) -> int | bytes:
+        """What POSIX locks are on: the node's number, or the path where the driver has none."""
+        return self.node.id if self.node is not None else self.path
 
 
 class Handles:
@@ -45,8 +66,7 @@ class Handles:
         self._inodes = inodes
         self._handles: dict[int, Handle] = {}
         self._next = 1
-        self.lock_owners: dict[tuple[int | bytes, int], int] = {}
-        """(node id or path, owner) -> pid of who took POSIX locks and has not flushed since."""
+        self.locks = PosixLocks()
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -61,15 +81,19 @@ class Handles:
         handle = Handle(self._next, node, path, remote, flags, directory=directory)
         self._handles[handle.id] = handle
         self._next += 1
-        if node is not None and not directory:
+        if node is not None:
             node.handles.append(handle.id)
         return handle
 
     def remove(self, number: int) -> Handle | None:
         handle = self._handles.pop(number, None)
-        if handle is not None and handle.node is not None and not handle.directory:
-            handle.node.handles.remove(number)
-            self._inodes.collect(handle.node)
+        if handle is not None and handle.node is not None:
+            node = handle.node
+            node.handles.remove(number)
+            if not node.handles:
+                # A flush that failed has left its locks here; with the last handle the client gives up every lock.
+                self.locks.closed(node.id)
+            self._inodes.collect(node)
         return handle
 
     def path(self, handle: Handle) -> bytes:
@@ -77,9 +101,13 @@ class Handles:
         return handle.path if handle.node is None else self._inodes.path(handle.node)
 
     def on(self, node: Node, *, writable: bool = False) -> Handle | None:
-        """A handle that is open on this very node, if there is one."""
+        """A handle that is open on this very node, if there is one. A directory's counts only once its name is gone: until
+        then the name will do."""
         for number in node.handles:
             handle = self._handles[number]
-            if not writable or handle.flags & 3:
+            if handle.directory:
+                if self._inodes.gone(node):
+                    return handle
+            elif not writable or handle.flags & 3:
                 return handle
         return None

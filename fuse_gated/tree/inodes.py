@@ -6,12 +6,16 @@ stood for (`Identity`): an answer about another file is ESTALE, and the kernel l
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 from fuse_gated.operations import ROOT, Attributes
 from fuse_gated.paths import join
 
 _FORMAT = 0o170000
 _DIRECTORY = 0o040000
+_REMEMBERED = 1024
+"""Bytes of a path that is remembered with its node. Longer ones are put together each time, because the paths of one chain of
+nested directories, all remembered, take the square of its length."""
 
 Identity = tuple[int, int, int]
 """(device, inode number, file type): which file on the client."""
@@ -23,9 +27,9 @@ def identity_of(attributes: Attributes) -> Identity:
 
 class Node:
     """One name. `lookups` is how often the kernel was told of it; it may be dropped when that is back at zero and no
-    child is left. A detached node has lost its name (unlinked, replaced); what is open on it lives on in `handles`."""
+    child is left. A detached node has lost its name; what is open on it lives on in `handles`."""
 
-    __slots__ = ("_epoch", "_gone", "_path", "children", "detached", "handles", "id", "identity", "lookups", "name", "parent")
+    __slots__ = ("_epoch", "_gone", "_path", "children", "handles", "id", "identity", "lookups", "lost", "name", "parent")
 
     def __init__(self, number: int, parent: "Node | None", name: bytes, identity: Identity | None) -> None:
         self.id = number
@@ -33,12 +37,14 @@ class Node:
         self.name = name
         self.identity = identity
         self.lookups = 0
-        self.detached = False
+        self.lost = ""
+        """How it lost its name, as the errno for whoever still uses it: ENOENT, it was removed; ESTALE, the name stands for
+        another file now, and the kernel is to look it up again."""
         self.children: dict[bytes, Node] = {}
         self.handles: list[int] = []
         """Handles that are open on it, as given to the kernel."""
         self._path = b""
-        self._gone = False
+        self._gone = ""
         self._epoch = -1
 
 
@@ -69,17 +75,30 @@ class Inodes:
 
     def path(self, node: Node) -> bytes:
         """The node's path; for a detached node the last one that it had."""
-        if node._epoch == self._epoch:
-            return node._path
-        parent = node.parent
-        path = b"" if parent is None else join(self.path(parent), node.name)
-        node._path, node._gone, node._epoch = path, node.detached or (parent is not None and parent._gone), self._epoch
-        return path
+        return node._path if node._epoch == self._epoch else self._locate(node)[0]
 
-    def is_gone(self, node: Node) -> bool:
-        """Whether the node, or a directory above it, has lost its name: its path may be another file's by now."""
-        self.path(node)
-        return node._gone
+    def gone(self, node: Node) -> str:
+        """How the node, or a directory above it, has lost its name (an errno's name); '' if it has one. The path of one that
+        is gone may be another file's by now."""
+        return node._gone if node._epoch == self._epoch else self._locate(node)[1]
+
+    def _locate(self, node: Node) -> tuple[bytes, str]:
+        # Not recursive: directories can be nested deeper than Python's stack.
+        chain = []
+        current = node
+        while current.parent is not None and current._epoch != self._epoch:
+            chain.append(current)
+            current = current.parent
+        path, gone = current._path, current._gone
+        rest: list[bytes] = []
+        for step in reversed(chain):
+            gone = gone or step.lost
+            if not rest and len(path) + len(step.name) < _REMEMBERED:
+                path = join(path, step.name)
+                step._path, step._gone, step._epoch = path, gone, self._epoch
+            else:
+                rest.append(step.name)
+        return (b"/".join([path, *rest]) if rest else path), gone
 
     def known(self, parent: Node, name: bytes, attributes: Attributes) -> Node:
         """The node of a name that the client just answered for: the one there was, or a new one if it stands for another
@@ -87,12 +106,12 @@ class Inodes:
         identity = identity_of(attributes)
         node = parent.children.get(name)
         if node is None or node.identity != identity:
-            if node is not None:
-                self._detach(node)
-            node = Node(self._next, parent, name, identity)
+            old, node = node, Node(self._next, parent, name, identity)
             self._next += 1
             self._nodes[node.id] = node
             parent.children[name] = node
+            if old is not None:
+                self._detach(old, "ESTALE")
         node.lookups += 1
         self.has_links(node, attributes)
         return node
@@ -115,46 +134,48 @@ class Inodes:
         node = parent.children.pop(name, None)
         other = new_parent.children.pop(new_name, None)
         self._epoch += 1
-        if other is not None and not exchange:
-            self._mark_detached(other)
         if node is not None:
             self._attach(node, new_parent, new_name)
         if other is not None and exchange:
             self._attach(other, parent, name)
-        for emptied in (parent, new_parent):
-            self.collect(emptied)
+        elif other is not None:
+            self._detach(other, "ESTALE")
+        self.collect(parent)
+        self.collect(new_parent)
 
-    def removed(self, parent: Node, name: bytes) -> None:
-        """UNLINK or RMDIR succeeded on the client."""
-        node = parent.children.get(name)
-        if node is not None:
-            self._detach(node)
+    def removed(self, node: Node) -> None:
+        """UNLINK or RMDIR succeeded on the client, or the name is no longer there."""
+        self._detach(node, "ENOENT")
 
     def siblings(self, node: Node) -> list[int]:
         """The other nodes of a file with several hard links."""
         if node.identity is None or node.identity not in self._linked:
             return []
-        return [number for number in self._linked[node.identity] if number != node.id]
+        return sorted(number for number in self._linked[node.identity] if number != node.id)
+
+    def oldest(self, count: int) -> list[Node]:
+        """The nodes that the kernel may be asked to forget: leaves that nothing is open on, at most `count`, those first that
+        were longest not returned here."""
+        leaves = (n for n in self._nodes.values() if n.parent is not None and not (n.children or n.handles or n.lost))
+        found = list(islice(leaves, count))
+        for node in found:
+            # What the kernel cannot forget must not be all that is ever asked for.
+            self._nodes[node.id] = self._nodes.pop(node.id)
+        return found
 
     def _attach(self, node: Node, parent: Node, name: bytes) -> None:
-        old = node.parent
         node.parent, node.name = parent, name
         parent.children[name] = node
-        if old is not None and old is not parent:
-            self.collect(old)
 
-    def _detach(self, node: Node) -> None:
-        if node.parent is not None:
-            node.parent.children.pop(node.name, None)
-        self._mark_detached(node)
-        self.collect(node)
-
-    def _mark_detached(self, node: Node) -> None:
-        node.detached = True
+    def _detach(self, node: Node, how: str) -> None:
+        if node.parent is not None and node.parent.children.get(node.name) is node:
+            del node.parent.children[node.name]
+        node.lost = how
         if node.children:
             self._epoch += 1
         else:
             node._epoch = -1
+        self.collect(node)
 
     def collect(self, node: Node) -> None:
         """Drop a node that neither the kernel nor a child nor an open handle needs, and then its parent likewise."""

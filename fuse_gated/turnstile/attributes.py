@@ -1,26 +1,25 @@
 """Operations on attributes: getattr, setattr, access, statfs and extended attributes; and what is shown of a file."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 from fuse_gated import operations
 from fuse_gated.gate import sandbox
+from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Attr, Attributes, Data, Done, Filesystem, XattrSize
+from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
 from fuse_gated.turnstile.call import Call, Failure
+from fuse_gated.turnstile.desk import Desk
 from fuse_gated.wire import messages
 
-if TYPE_CHECKING:
-    from fuse_gated.turnstile.turnstile import Turnstile
-
-_SET_ID: Final = 0o6000
-_REGULAR: Final = 0o100000
+_DIRECTORY: Final = 0o040000
 _XATTR_PREFIX: Final = b"user."
 _MASK64: Final = 2**64 - 1
+_CHOWN: Final = Verdict("EPERM", "ownership", "everything belongs to the tenant's first user and group")
 
 
-def shown(t: Turnstile, path: bytes, attributes: Attributes) -> Attributes:
+def shown(t: Desk, path: bytes, attributes: Attributes) -> Attributes:
     """What the mount shows of a file.
 
     Raises ProtocolError for attributes that no file can have: a client that sends them is broken or hostile.
@@ -32,14 +31,9 @@ def shown(t: Turnstile, path: bytes, attributes: Attributes) -> Attributes:
         uid, gid = attributes.uid, attributes.gid
     else:
         uid, gid = gate.identity.owner_uid, gate.identity.owner_gid
-    root = t.inodes.root.identity
-    inode = attributes.inode
-    if root is not None and attributes.device != root[0]:
-        # Another filesystem beneath the export has inode numbers of its own: keep them apart.
-        inode = (inode + attributes.device * 0x9E3779B97F4A7C15) & _MASK64
     return Attributes(
         attributes.device,
-        inode,
+        shown_inode(t, attributes.device, attributes.inode),
         mode,
         attributes.nlink,
         uid,
@@ -54,6 +48,12 @@ def shown(t: Turnstile, path: bytes, attributes: Attributes) -> Attributes:
     )
 
 
+def shown_inode(t: Desk, device: int, inode: int) -> int:
+    """The inode number that is shown: another filesystem beneath the export has numbers of its own, which are kept apart."""
+    root = t.inodes.root.identity
+    return inode if root is None or device == root[0] else (inode + device * 0x9E3779B97F4A7C15) & _MASK64
+
+
 def still_same(node: Node | None, attributes: Attributes) -> None:
     """Raises Failure(ESTALE) when the path is another file's by now: the kernel then looks it up again."""
     if node is None:
@@ -64,8 +64,8 @@ def still_same(node: Node | None, attributes: Attributes) -> None:
         raise Failure("ESTALE")
 
 
-def getattr_(t: Turnstile, call: Call, request: operations.Getattr) -> None:
-    handle = t.handles.get(request.handle) if request.handle is not None else None
+def getattr_(t: Desk, call: Call, request: operations.Getattr) -> None:
+    handle = _handle(t, request)
     if handle is not None:
         target: bytes | int = handle.remote
         path, node = t.handles.path(handle), handle.node
@@ -74,13 +74,12 @@ def getattr_(t: Turnstile, call: Call, request: operations.Getattr) -> None:
     verdict = t.gate.see(path)
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
-    if t.tells_everything:
-        t.announce(call, path)
-    _ask_attributes(t, call, messages.Getattr(target), path, node)
+    t.announce_other(call, path, rule=verdict.rule)
+    _ask_attributes(t, call, messages.Getattr(target), path, node, lambda answer: t.answer(call, answer))
 
 
-def setattr_(t: Turnstile, call: Call, request: operations.Setattr) -> None:
-    handle = t.handles.get(request.handle) if request.handle is not None else None
+def setattr_(t: Desk, call: Call, request: operations.Setattr) -> None:
+    handle = _handle(t, request)
     if handle is not None and request.size is not None:
         target: bytes | int = handle.remote
         path, node = t.handles.path(handle), handle.node
@@ -96,46 +95,55 @@ def setattr_(t: Turnstile, call: Call, request: operations.Setattr) -> None:
     if not t.passes_ownership:
         identity = t.gate.identity
         if uid not in (None, identity.owner_uid) or gid not in (None, identity.owner_gid):
-            raise Failure("EPERM")
+            raise t.refused(call, _CHOWN, path)
         uid = gid = None
     if t.tells_changes:
         t.announce(call, path, rule=verdict.rule)
-    unchanged = (request.mode, uid, gid, request.size, request.atime, request.mtime) == (None,) * 6
-    arguments: messages.Arguments = (
-        messages.Getattr(target)
-        if unchanged
-        else messages.Setattr(
-            target, request.mode, uid, gid, request.size, request.atime, request.mtime, request.kill_suidgid
-        )
-    )
-    if request.size is not None:
-        t.contents_changed(node)
-    _ask_attributes(t, call, arguments, path, node)
+    values = (request.mode, uid, gid, request.size, request.atime, request.mtime)
+    # Nothing to set is a chown(2) that names neither owner nor group, and that alone drops setuid and setgid.
+    arguments = messages.Setattr(target, *values, clear_setid=request.kill_suidgid or values == (None,) * 6)
+    contents = request.size is not None
+
+    def answer(attr: Attr) -> None:
+        t.answer_change(call, attr, t.siblings(node), contents=contents)
+
+    _ask_attributes(t, call, arguments, path, node, answer)
 
 
-def _ask_attributes(t: Turnstile, call: Call, arguments: messages.Arguments, path: bytes, node: Node | None) -> None:
+def _handle(t: Desk, request: operations.Getattr | operations.Setattr) -> Handle | None:
+    """The open file that a request names. Raises Failure(EBADF) where it names nothing else."""
+    if request.handle is None:
+        return None
+    handle = t.handles.get(request.handle)
+    if handle is None and isinstance(request.node, bytes):
+        raise Failure("EBADF")
+    return handle
+
+
+def _ask_attributes(
+    t: Desk, call: Call, arguments: messages.Arguments, path: bytes, node: Node | None, answer: Callable[[Attr], None]
+) -> None:
     def answered(attributes: Attributes) -> None:
         visible = shown(t, path, attributes)
         still_same(node, attributes)
-        t.answer(call, Attr(visible))
+        answer(Attr(visible))
 
     t.ask(call, arguments, answered)
 
 
-def access(t: Turnstile, call: Call, request: operations.Access) -> None:
+def access(t: Desk, call: Call, request: operations.Access) -> None:
     target, path, node = t.target(request.node)
-    directory = node is None or node.identity is None or node.identity[2] == 0o040000
+    identity = node.identity if node is not None else t.by_path.identity(path)
+    directory = identity is None or identity[2] == _DIRECTORY
     verdict = t.gate.access(path, request.mask, directory=directory)
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
-    if t.tells_everything:
-        t.announce(call, path)
+    t.announce_other(call, path, rule=verdict.rule)
     t.ask(call, messages.Access(target, request.mask & 7), lambda _result: t.answer(call, Done()))
 
 
-def statfs(t: Turnstile, call: Call, _request: operations.Statfs) -> None:
-    if t.tells_everything:
-        t.announce(call, b"")
+def statfs(t: Desk, call: Call, _request: operations.Statfs) -> None:
+    t.announce_other(call, b"")
 
     def answered(filesystem: Filesystem) -> None:
         sandbox.check_filesystem(filesystem)
@@ -144,7 +152,7 @@ def statfs(t: Turnstile, call: Call, _request: operations.Statfs) -> None:
     t.ask(call, messages.Statfs(), answered)
 
 
-def getxattr(t: Turnstile, call: Call, request: operations.Getxattr) -> None:
+def getxattr(t: Desk, call: Call, request: operations.Getxattr) -> None:
     target = _xattr_target(t, call, request.node, request.name, change=False)
 
     def answered(value: bytes) -> None:
@@ -154,13 +162,13 @@ def getxattr(t: Turnstile, call: Call, request: operations.Getxattr) -> None:
     t.ask(call, messages.Getxattr(target, request.name), answered)
 
 
-def setxattr(t: Turnstile, call: Call, request: operations.Setxattr) -> None:
+def setxattr(t: Desk, call: Call, request: operations.Setxattr) -> None:
     target = _xattr_target(t, call, request.node, request.name, change=True)
     arguments = messages.Setxattr(target, request.name, request.value, bool(request.flags & 1), bool(request.flags & 2))
     t.ask(call, arguments, lambda _result: t.answer(call, Done()))
 
 
-def listxattr(t: Turnstile, call: Call, request: operations.Listxattr) -> None:
+def listxattr(t: Desk, call: Call, request: operations.Listxattr) -> None:
     target = _xattr_target(t, call, request.node, _XATTR_PREFIX, change=False)
 
     def answered(names: tuple[bytes, ...]) -> None:
@@ -171,12 +179,12 @@ def listxattr(t: Turnstile, call: Call, request: operations.Listxattr) -> None:
     t.ask(call, messages.Listxattr(target), answered)
 
 
-def removexattr(t: Turnstile, call: Call, request: operations.Removexattr) -> None:
+def removexattr(t: Desk, call: Call, request: operations.Removexattr) -> None:
     target = _xattr_target(t, call, request.node, request.name, change=True)
     t.ask(call, messages.Removexattr(target, request.name), lambda _result: t.answer(call, Done()))
 
 
-def _xattr_target(t: Turnstile, call: Call, number: operations.Node, name: bytes, *, change: bool) -> bytes | int:
+def _xattr_target(t: Desk, call: Call, number: operations.Node, name: bytes, *, change: bool) -> bytes | int:
     """Only user.* is served: the other namespaces would give the server a say in the client's own security."""
     target, path, _node = t.target(number)
     verdict = t.gate.write(path) if change else t.gate.see(path)
@@ -188,18 +196,16 @@ def _xattr_target(t: Turnstile, call: Call, number: operations.Node, name: bytes
         verdict = t.gate.read(path)
         if verdict.errno is not None:
             raise t.refused(call, verdict, path)
-    if t.tells_everything or (change and t.tells_changes):
+    if change and t.tells_changes:
         t.announce(call, path, rule=verdict.rule)
+    t.announce_other(call, path, rule=verdict.rule)
     return target
 
 
-def _answer_sized(t: Turnstile, call: Call, value: bytes, size: int) -> None:
+def _answer_sized(t: Desk, call: Call, value: bytes, size: int) -> None:
     if size == 0:
         t.answer(call, XattrSize(len(value)))
     elif len(value) > size:
         raise Failure("ERANGE")
     else:
         t.answer(call, Data(value))
-
-
-__all__ = ["access", "getattr_", "getxattr", "listxattr", "removexattr", "setattr_", "setxattr", "shown", "statfs"]

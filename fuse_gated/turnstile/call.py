@@ -13,9 +13,9 @@ class Failure(Exception):
 
 class Call:
     """A request of the kernel that has not been answered yet. `told` says that an audit record announced it, so that its
-    failure must be told as well."""
+    failure must be told as well. `deadline` is set when the client is first asked, and holds for all that it is asked."""
 
-    __slots__ = ("caller", "id", "interrupted", "new_path", "operation", "path", "request", "started", "told")
+    __slots__ = ("caller", "deadline", "id", "interrupted", "new_path", "operation", "path", "request", "started", "told")
 
     def __init__(self, number: int, caller: Caller, request: Request, operation: str, started: float) -> None:
         self.id = number
@@ -23,6 +23,7 @@ class Call:
         self.request = request
         self.operation = operation
         self.started = started
+        self.deadline: float | None = None
         self.path: bytes | None = None
         self.new_path: bytes | None = None
         self.told = False

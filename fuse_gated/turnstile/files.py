@@ -1,8 +1,6 @@
 """Operations on open files: open, create, read, write, and what belongs to them."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from fuse_gated import operations
 from fuse_gated.gate import sandbox
@@ -12,11 +10,9 @@ from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node
 from fuse_gated.turnstile.attributes import shown, still_same
 from fuse_gated.turnstile.call import Call, Failure
+from fuse_gated.turnstile.desk import Desk
 from fuse_gated.turnstile.names import entry_of, owner_of, path_of
 from fuse_gated.wire import messages
-
-if TYPE_CHECKING:
-    from fuse_gated.turnstile.turnstile import Turnstile
 
 # open(2), the same on every architecture that Linux has FUSE on and Debian supports (asm-generic/fcntl.h).
 _ACCMODE: Final = 0o3
@@ -29,16 +25,22 @@ _DSYNC: Final = 0o10000
 _SYNC: Final = 0o4000000
 _EXEC: Final = 0x20
 
+_PUNCH_HOLE: Final = 2  # fallocate(2)
+_LARGEST_COPY: Final = 128 * 2**20
+"""Bytes in one COPY_FILE_RANGE, so that a slow disk ends it within its deadline. What is left the caller asks for again."""
+_TYPE: Final = 0o170000
+_REGULAR: Final = 0o100000
 
-def open_(t: Turnstile, call: Call, request: operations.Open) -> None:
+
+def open_(t: Desk, call: Call, request: operations.Open) -> None:
     target, path, node = t.target(request.node)
     verdict = t.gate.open(path, request.flags)
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
-    _take_place(t, call, path)
-    changes = _writes(request.flags)
-    if t.tells_opens or (changes and t.tells_changes):
+    t.take_place(call, path)
+    if t.tells_opens or (_writes(request.flags) and t.tells_changes):
         t.announce(call, path, rule=verdict.rule)
+    generation = t.generation
 
     def answered(result: messages.OpenedFile) -> None:
         try:
@@ -47,12 +49,18 @@ def open_(t: Turnstile, call: Call, request: operations.Open) -> None:
         except Failure:
             t.ask_aside(messages.Release(result.handle))
             raise
-        t.answer(call, _opened(t, call, node, path, result.handle, request.flags))
+        opened = _opened(t, call, node, path, result.handle, request.flags, generation)
+        if isinstance(request.node, bytes):
+            t.by_path.opened_again(request.node, t.handle(opened.handle))
+        if request.flags & _TRUNC:
+            t.answer_change(call, opened, t.siblings(node), contents=True)
+        else:
+            t.answer(call, opened)
 
     t.ask(call, messages.Open(target, _wire_flags(request.flags), request.kill_suidgid), answered)
 
 
-def create(t: Turnstile, call: Call, request: operations.Create) -> None:
+def create(t: Desk, call: Call, request: operations.Create) -> None:
     path = path_of(t, request.parent, request.name)
     verdict = t.gate.create(path)
     if verdict.errno is None:
@@ -60,20 +68,26 @@ def create(t: Turnstile, call: Call, request: operations.Create) -> None:
         verdict = t.gate.open(path, request.flags & ~_EXEC)
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
-    _take_place(t, call, path)
+    t.take_place(call, path)
     if t.tells_changes:
         t.announce(call, path, rule=verdict.rule)
+    generation = t.generation
 
     def answered(result: messages.OpenedFile) -> None:
+        if result.attributes.mode & _TYPE != _REGULAR:
+            # Something else has the name by now. The kernel would drop the handle without a RELEASE; so it looks again.
+            t.ask_aside(messages.Release(result.handle))
+            raise Failure("ESTALE")
         entry = entry_of(t, request.parent, request.name, path, result.attributes)
         node = t.inodes.get(entry.node) if not isinstance(request.parent, bytes) else None
-        t.answer(call, Created(entry, _opened(t, call, node, path, result.handle, request.flags)))
+        opened = _opened(t, call, node, path, result.handle, request.flags, generation)
+        t.answer(call, Created(entry, opened))
 
     flags = _wire_flags(request.flags)
     t.ask(call, messages.Create(path, flags, request.mode & 0o7777, owner_of(t, call)), answered)
 
 
-def read(t: Turnstile, call: Call, request: operations.Read) -> None:
+def read(t: Desk, call: Call, request: operations.Read) -> None:
     handle = judged(t, call, request.handle)
     size = min(request.size, messages.MAX_DATA)
 
@@ -87,7 +101,7 @@ def read(t: Turnstile, call: Call, request: operations.Read) -> None:
     t.ask(call, messages.Read(handle.remote, request.offset, size), answered, size=size)
 
 
-def write(t: Turnstile, call: Call, request: operations.Write) -> None:
+def write(t: Desk, call: Call, request: operations.Write) -> None:
     handle = judged(t, call, request.handle, write=True)
     size = len(request.data)
     _check_size(t, call, handle, request.offset + size)
@@ -100,40 +114,39 @@ def write(t: Turnstile, call: Call, request: operations.Write) -> None:
         handle.writes += 1
         handle.bytes_written += count
         t.statistics.bytes_written += count
-        t.contents_changed(handle.node)
-        t.answer(call, Count(count))
+        t.answer_change(call, Count(count), t.siblings(handle.node), contents=True)
 
     t.ask(call, messages.Write(handle.remote, request.offset, data, append, request.kill_suidgid), answered, size=size)
 
 
-def flush(t: Turnstile, call: Call, request: operations.Flush) -> None:
+def flush(t: Desk, call: Call, request: operations.Flush) -> None:
     """close(2) of one descriptor. Where nothing was written and no POSIX lock taken there is nothing that could fail, and
     the client is not asked."""
     handle = t.handle(request.handle)
-    owner = (_lock_place(handle), request.owner)
-    if not handle.unflushed and owner not in t.handles.lock_owners:
+    t.announce_other(call, t.handles.path(handle))
+    if not handle.unflushed and not t.handles.locks.has(handle.place, request.owner):
         t.answer(call, Done())
         return
 
     def answered(_result: None) -> None:
         handle.unflushed = False
-        t.handles.lock_owners.pop(owner, None)
+        t.handles.locks.flushed(handle.place, request.owner)
         t.answer(call, Done())
 
     t.ask(call, messages.Flush(handle.remote, request.owner), answered)
 
 
-def release(t: Turnstile, call: Call, request: operations.Release) -> None:
+def release(t: Desk, call: Call, request: operations.Release) -> None:
     """The last descriptor is closed; nobody waits for the answer, and nobody would hear of an error."""
     handle = t.handles.remove(request.handle)
     if handle is None:
         raise Failure("EBADF")
-    t.ask_aside(messages.Release(handle.remote))
     tell_closed(t, handle)
+    t.ask_aside(messages.Release(handle.remote))
     t.answer(call, Done())
 
 
-def tell_closed(t: Turnstile, handle: Handle) -> None:
+def tell_closed(t: Desk, handle: Handle) -> None:
     """Reads and writes are told once per open file."""
     if not (t.tells_opens or (handle.writes and t.tells_changes)):
         return
@@ -153,59 +166,68 @@ def tell_closed(t: Turnstile, handle: Handle) -> None:
     )
 
 
-def fsync(t: Turnstile, call: Call, request: operations.Fsync) -> None:
+def fsync(t: Desk, call: Call, request: operations.Fsync) -> None:
     handle = t.handle(request.handle)
+    t.announce_other(call, t.handles.path(handle))
     t.ask(call, messages.Fsync(handle.remote, request.data_only), lambda _result: t.answer(call, Done()))
 
 
-def lseek(t: Turnstile, call: Call, request: operations.Lseek) -> None:
+def lseek(t: Desk, call: Call, request: operations.Lseek) -> None:
     handle = judged(t, call, request.handle)
     if request.whence not in (3, 4):
         raise Failure("EINVAL")
+    t.announce_other(call, t.handles.path(handle))
 
     def answered(offset: int) -> None:
-        sandbox.check_offset(offset)
+        sandbox.check_offset(offset, max(0, request.offset))
         t.answer(call, Position(offset))
 
     t.ask(call, messages.Lseek(handle.remote, request.offset, request.whence == 4), answered)
 
 
-def fallocate(t: Turnstile, call: Call, request: operations.Fallocate) -> None:
+def fallocate(t: Desk, call: Call, request: operations.Fallocate) -> None:
     handle = judged(t, call, request.handle, write=True)
-    _check_size(t, call, handle, request.offset + request.length)
+    if not request.mode & _PUNCH_HOLE:
+        _check_size(t, call, handle, request.offset + request.length)
+    t.announce_other(call, t.handles.path(handle))
 
     def answered(_result: None) -> None:
         handle.writes += 1
-        t.contents_changed(handle.node)
-        t.answer(call, Done())
+        t.answer_change(call, Done(), t.siblings(handle.node), contents=True)
 
-    arguments = messages.Fallocate(handle.remote, request.offset, request.length, request.mode)
+    arguments = messages.Fallocate(handle.remote, request.offset, request.length, request.mode, clear_setid=_clears(call))
     t.ask(call, arguments, answered)
 
 
-def copy_file_range(t: Turnstile, call: Call, request: operations.CopyFileRange) -> None:
+def copy_file_range(t: Desk, call: Call, request: operations.CopyFileRange) -> None:
     source = judged(t, call, request.handle)
     target = judged(t, call, request.to_handle, write=True)
-    _check_size(t, call, target, request.to_offset + request.length)
+    length = copied(request)
+    _check_size(t, call, target, request.to_offset + length)
+    t.announce_other(call, t.handles.path(source), t.handles.path(target))
 
     def answered(count: int) -> None:
-        sandbox.check_count(count, request.length)
+        sandbox.check_count(count, length)
         source.reads += 1
         source.bytes_read += count
         target.writes += 1
         target.bytes_written += count
         target.unflushed = True
-        t.contents_changed(target.node)
-        t.answer(call, Count(count))
+        t.answer_change(call, Count(count), t.siblings(target.node), contents=True)
 
     t.ask(
         call,
-        messages.CopyFileRange(source.remote, request.offset, target.remote, request.to_offset, request.length),
+        messages.CopyFileRange(source.remote, request.offset, target.remote, request.to_offset, length, clear_setid=_clears(call)),
         answered,
     )
 
 
-def judged(t: Turnstile, call: Call, number: int, *, write: bool = False) -> Handle:
+def copied(request: operations.CopyFileRange) -> int:
+    """How many bytes a request may copy at once."""
+    return min(request.length, _LARGEST_COPY)
+
+
+def judged(t: Desk, call: Call, number: int, *, write: bool = False) -> Handle:
     """The handle, after it was judged again if the policy has changed since.
 
     Raises Failure(EBADF) for no handle, and for a write through one that was not opened for writing.
@@ -214,36 +236,36 @@ def judged(t: Turnstile, call: Call, number: int, *, write: bool = False) -> Han
     if handle.generation != t.generation:
         path = t.handles.path(handle)
         verdict = t.gate.open(path, handle.flags & ~_TRUNC)
+        if verdict.errno is None:
+            handle.generation = t.generation
+        else:
+            # Not all that it was opened for is still allowed; this request may be.
+            verdict = t.gate.write(path) if write else t.gate.open(path, handle.flags & _EXEC)
         if verdict.errno is not None:
             raise t.refused(call, verdict, path)
-        handle.generation = t.generation
     if write and not handle.flags & _ACCMODE:
         raise Failure("EBADF")
     return handle
 
 
-def _opened(t: Turnstile, call: Call, node: Node | None, path: bytes, remote: int, flags: int) -> Opened:
+def _clears(call: Call) -> bool:
+    """These two carry no flag for it (linux/fuse.h): whoever is not root is taken to have no CAP_FSETID."""
+    return call.caller.uid != 0
+
+
+def _opened(t: Desk, call: Call, node: Node | None, path: bytes, remote: int, flags: int, generation: int) -> Opened:
+    """`generation` is the one that judged it: the policy may have changed while the client opened it."""
     handle = t.handles.add(node, path, remote, flags)
-    handle.generation = t.generation
+    handle.generation = generation
     handle.opened_at = t.now
     handle.uid, handle.pid = call.caller.uid, call.caller.pid
     return Opened(handle.id)
 
 
-def _take_place(t: Turnstile, call: Call, path: bytes) -> None:
-    most = t.gate.tenant.limits.open_files
-    if most is not None and len(t.handles) >= most:
-        raise t.limited(call, "EMFILE", path, f"{most} files are open, as many as the policy allows")
-
-
-def _check_size(t: Turnstile, call: Call, handle: Handle, size: int) -> None:
+def _check_size(t: Desk, call: Call, handle: Handle, size: int) -> None:
     limit = t.gate.tenant.limits.file_size
     if limit is not None and size > limit:
         raise t.limited(call, "EFBIG", t.handles.path(handle), f"a file of {size} bytes, the policy allows {limit}")
-
-
-def _lock_place(handle: Handle) -> int | bytes:
-    return handle.node.id if handle.node is not None else handle.path
 
 
 def _writes(flags: int) -> bool:

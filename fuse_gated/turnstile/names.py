@@ -1,23 +1,17 @@
 """Operations on names: lookup, making, removing, renaming and linking."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from fuse_gated import operations
 from fuse_gated.gate import sandbox
 from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Attributes, Data, Done, Entry
-from fuse_gated.paths import NAME_MAX, components, is_safe_name, join
-from fuse_gated.tree.inodes import Node
+from fuse_gated.paths import NAME_MAX, is_safe_name, join
+from fuse_gated.tree.inodes import Node, identity_of
 from fuse_gated.turnstile.attributes import shown
 from fuse_gated.turnstile.call import Call, Failure
+from fuse_gated.turnstile.desk import MAX_PATH, Desk
 from fuse_gated.wire import messages
-
-if TYPE_CHECKING:
-    from fuse_gated.turnstile.turnstile import Turnstile
-
-__all__ = ["components", "join", "link", "lookup", "mkdir", "mknod", "readlink", "rename", "rmdir", "symlink", "unlink"]
 
 _DIRECTORY: Final = 0o040000
 _NOREPLACE: Final = 1
@@ -31,57 +25,64 @@ kernel rounds it up to its clock's tick. Taking a lock ends it (locks.py)."""
 _LINK_LEAVES: Final = Verdict("EACCES", "symlinks", "the link's target leaves the export")
 
 
-def path_of(t: Turnstile, parent: operations.Node, name: bytes) -> bytes:
+def path_of(t: Desk, parent: operations.Node, name: bytes) -> bytes:
     """The path of a name in a directory. Raises Failure for a name that is none."""
     if not is_safe_name(name):
         raise Failure("ENAMETOOLONG" if len(name) > NAME_MAX else "EINVAL")
-    return join(t.place(parent), name)
+    path = join(t.place(parent), name)
+    if len(path) > MAX_PATH:
+        raise Failure("ENAMETOOLONG")
+    return path
 
 
-def entry_of(t: Turnstile, parent: operations.Node, name: bytes, path: bytes, attributes: Attributes) -> Entry:
+def entry_of(t: Desk, parent: operations.Node, name: bytes, path: bytes, attributes: Attributes) -> Entry:
     """Checks what the client says of a name and makes the kernel's entry of it; the lookup is counted."""
     visible = shown(t, path, attributes)
     directory = t.node(parent)
     if directory is None:
+        t.by_path.saw(path, attributes)
         return Entry(operations.ROOT, visible, 0.0, LOOKUP_VALID)
     node = t.inodes.known(directory, name, attributes)
     t.prune()
-    return Entry(node.id, visible, 0.0, LOOKUP_VALID)
+    # What is open is followed to the letter: a log that the client's programs write to is read as it grows.
+    return Entry(node.id, visible, 0.0, 0.0 if node.handles else LOOKUP_VALID)
 
 
-def owner_of(t: Turnstile, call: Call) -> messages.Owner | None:
+def owner_of(t: Desk, call: Call) -> messages.Owner | None:
     """Who shall own what is made: the caller where ownership is passed through, else the client's user."""
     return messages.Owner(call.caller.uid, call.caller.gid) if t.passes_ownership else None
 
 
-def lookup(t: Turnstile, call: Call, request: operations.Lookup) -> None:
+def lookup(t: Desk, call: Call, request: operations.Lookup) -> None:
     path = path_of(t, request.parent, request.name)
     verdict = t.gate.see(path)
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
-    if t.tells_everything:
-        t.announce(call, path)
+    t.announce_other(call, path, rule=verdict.rule)
+
+    before = child_of(t, request.parent, request.name)
 
     def answered(attributes: Attributes) -> None:
+        now = child_of(t, request.parent, request.name)
+        if now is not None and now is not before and now.identity != identity_of(attributes):
+            # The name became another file's by a request of our own, after the client had looked: the kernel asks again.
+            raise Failure("ESTALE")
         t.answer(call, entry_of(t, request.parent, request.name, path, attributes))
 
     def failed(errno: str) -> None:
-        if errno == "ENOENT":
-            parent = t.node(request.parent)
-            if parent is not None:
-                t.inodes.removed(parent, request.name)
+        if errno == "ENOENT" and before is not None and child_of(t, request.parent, request.name) is before:
+            t.inodes.removed(before)
         t.fail(call, errno)
 
     t.ask(call, messages.Getattr(path), answered, failed)
 
 
-def readlink(t: Turnstile, call: Call, request: operations.Readlink) -> None:
+def readlink(t: Desk, call: Call, request: operations.Readlink) -> None:
     path = t.place(request.node)
     verdict = t.gate.read(path)
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
-    if t.tells_everything:
-        t.announce(call, path)
+    t.announce_other(call, path, rule=verdict.rule)
 
     def answered(target: bytes) -> None:
         contained = sandbox.contained_link(target, path, t.export_root, t.gate.tenant.symlinks)
@@ -92,7 +93,7 @@ def readlink(t: Turnstile, call: Call, request: operations.Readlink) -> None:
     t.ask(call, messages.Readlink(path), answered)
 
 
-def symlink(t: Turnstile, call: Call, request: operations.Symlink) -> None:
+def symlink(t: Desk, call: Call, request: operations.Symlink) -> None:
     if not request.target or len(request.target) > _TARGET_MAX:
         raise Failure("ENAMETOOLONG" if request.target else "ENOENT")
     path = path_of(t, request.parent, request.name)
@@ -100,20 +101,20 @@ def symlink(t: Turnstile, call: Call, request: operations.Symlink) -> None:
     _make(t, call, request.parent, request.name, path, arguments)
 
 
-def mknod(t: Turnstile, call: Call, request: operations.Mknod) -> None:
+def mknod(t: Desk, call: Call, request: operations.Mknod) -> None:
     path = path_of(t, request.parent, request.name)
     arguments = messages.Mknod(path, request.mode, request.rdev, owner_of(t, call))
     _make(t, call, request.parent, request.name, path, arguments)
 
 
-def mkdir(t: Turnstile, call: Call, request: operations.Mkdir) -> None:
+def mkdir(t: Desk, call: Call, request: operations.Mkdir) -> None:
     path = path_of(t, request.parent, request.name)
     arguments = messages.Mkdir(path, request.mode & 0o7777, owner_of(t, call))
     _make(t, call, request.parent, request.name, path, arguments)
 
 
 def _make(
-    t: Turnstile, call: Call, parent: operations.Node, name: bytes, path: bytes, arguments: messages.Arguments
+    t: Desk, call: Call, parent: operations.Node, name: bytes, path: bytes, arguments: messages.Arguments
 ) -> None:
     verdict = t.gate.create(path)
     if verdict.errno is not None:
@@ -127,18 +128,29 @@ def _make(
     t.ask(call, arguments, answered)
 
 
-def unlink(t: Turnstile, call: Call, request: operations.Unlink) -> None:
+def unlink(t: Desk, call: Call, request: operations.Unlink) -> None:
     path = path_of(t, request.parent, request.name)
-    _remove(t, call, request.parent, request.name, path, messages.Unlink(path))
+    if t.by_path.forget(path):
+        t.answer(call, Done())  # libfuse is done with the alias of a file that was removed long ago.
+        return
+    if request.alias is not None and not t.by_path.is_open(path):
+        raise Failure("EACCES")
+    _remove(t, call, request.parent, request.name, path, messages.Unlink(path), request.alias)
 
 
-def rmdir(t: Turnstile, call: Call, request: operations.Rmdir) -> None:
+def rmdir(t: Desk, call: Call, request: operations.Rmdir) -> None:
     path = path_of(t, request.parent, request.name)
     _remove(t, call, request.parent, request.name, path, messages.Rmdir(path))
 
 
 def _remove(
-    t: Turnstile, call: Call, parent: operations.Node, name: bytes, path: bytes, arguments: messages.Arguments
+    t: Desk,
+    call: Call,
+    parent: operations.Node,
+    name: bytes,
+    path: bytes,
+    arguments: messages.Arguments,
+    alias: bytes | None = None,
 ) -> None:
     verdict = t.gate.remove(path)
     if verdict.errno is not None:
@@ -147,27 +159,29 @@ def _remove(
         t.announce(call, path, rule=verdict.rule)
 
     def answered(_result: None) -> None:
-        directory = t.node(parent)
-        if directory is not None:
-            t.inodes.removed(directory, name)
-        t.answer(call, Done())
+        node = child_of(t, parent, name)
+        if node is not None:
+            t.inodes.removed(node)
+        else:
+            t.by_path.removed(path, alias)
+        t.answer_change(call, Done(), t.siblings(node))
 
     t.ask(call, arguments, answered)
 
 
-def rename(t: Turnstile, call: Call, request: operations.Rename) -> None:
+def rename(t: Desk, call: Call, request: operations.Rename) -> None:
     if request.flags & ~(_NOREPLACE | _EXCHANGE) or request.flags == _NOREPLACE | _EXCHANGE:
         raise Failure("EINVAL")
     path = path_of(t, request.parent, request.name)
     new_path = path_of(t, request.new_parent, request.new_name)
     exchange = bool(request.flags & _EXCHANGE)
     no_replace = bool(request.flags & _NOREPLACE)
-    moved = _child(t, request.parent, request.name)
-    replaced = _child(t, request.new_parent, request.new_name)
+    moved = child_of(t, request.parent, request.name)
+    replaced = child_of(t, request.new_parent, request.new_name)
     verdict = t.gate.rename(
         path,
         new_path,
-        directory=_may_be_directory(moved) or (exchange and _may_be_directory(replaced)),
+        directory=_may_be_directory(t, path, moved) or (exchange and _may_be_directory(t, new_path, replaced)),
         replaces=replaced is not None and not no_replace and not exchange,
         exchange=exchange,
     )
@@ -182,9 +196,12 @@ def rename(t: Turnstile, call: Call, request: operations.Rename) -> None:
 
     def answered(_result: None) -> None:
         parent, new_parent = t.node(request.parent), t.node(request.new_parent)
+        replaced = None if exchange else child_of(t, request.new_parent, request.new_name)
         if parent is not None and new_parent is not None:
             t.inodes.renamed(parent, request.name, new_parent, request.new_name, exchange=exchange)
-        t.answer(call, Done())
+        else:
+            t.by_path.renamed(path, new_path)
+        t.answer_change(call, Done(), t.siblings(replaced))
 
     def failed(errno: str) -> None:
         if errno == "EEXIST" and guarded:
@@ -195,10 +212,10 @@ def rename(t: Turnstile, call: Call, request: operations.Rename) -> None:
     t.ask(call, messages.Rename(path, new_path, no_replace or guarded, exchange), answered, failed)
 
 
-def link(t: Turnstile, call: Call, request: operations.Link) -> None:
+def link(t: Desk, call: Call, request: operations.Link) -> None:
     target, path, node = t.target(request.node)
     new_path = path_of(t, request.new_parent, request.new_name)
-    if node is not None and t.inodes.is_gone(node):
+    if (node is not None and t.inodes.gone(node)) or (node is None and isinstance(target, int)):
         # Giving a name back to a file that has none would grant at the new name what the old one denied.
         raise Failure("ENOENT")
     verdict = t.gate.link(path, new_path)
@@ -208,19 +225,23 @@ def link(t: Turnstile, call: Call, request: operations.Link) -> None:
         t.announce(call, path, new_path, rule=verdict.rule)
 
     def answered(attributes: Attributes) -> None:
+        # The old name's link count has changed too.
+        siblings = [*t.siblings(node), *([node.id] if node is not None else [])]
         entry = entry_of(t, request.new_parent, request.new_name, new_path, attributes)
         if node is not None:
             t.inodes.has_links(node, attributes)
-        t.answer(call, entry)
+        t.answer_change(call, entry, siblings)
 
     t.ask(call, messages.Link(target, new_path), answered)
 
 
-def _child(t: Turnstile, parent: operations.Node, name: bytes) -> Node | None:
+def child_of(t: Desk, parent: operations.Node, name: bytes) -> Node | None:
+    """The node of a name, if it has one."""
     directory = t.node(parent)
     return None if directory is None else directory.children.get(name)
 
 
-def _may_be_directory(node: Node | None) -> bool:
+def _may_be_directory(t: Desk, path: bytes, node: Node | None) -> bool:
     """What is not known is judged as a directory, the stricter case."""
-    return node is None or node.identity is None or node.identity[2] == _DIRECTORY
+    identity = node.identity if node is not None else t.by_path.identity(path)
+    return identity is None or identity[2] == _DIRECTORY

@@ -14,9 +14,13 @@ from fuse_gated.wire.messages import ARGUMENTS, MAX_MESSAGE, RESULTS, Arguments,
 MAX_FRAMES: Final = 4096
 """Frames in one message."""
 
+_ARRAY16: Final = 0xDC
 _ARRAY32: Final = 0xDD  # MessagePack's array with a length of four bytes: its header's size does not depend on the length.
 _HEADER: Final = 5
 _MALFORMED: Final = 1007
+_LONGEST_REASON: Final = 200
+_FAULTS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be: text that is not UTF-8 and deep nesting have their own."""
 
 _from_client = msgspec.msgpack.Decoder(list[FromClient])
 _from_server = msgspec.msgpack.Decoder(list[FromServer])
@@ -43,7 +47,7 @@ class Batch:
         start = len(self._buffer)
         _encoder.encode_into(frame, self._buffer, -1)
         self._count += 1
-        if len(self._buffer) > MAX_MESSAGE or self._count > MAX_FRAMES:
+        if self._count > 1 and (len(self._buffer) > MAX_MESSAGE or self._count > MAX_FRAMES):
             last = self._buffer[start:]
             del self._buffer[start:]
             self._count -= 1
@@ -75,13 +79,11 @@ def decode_from_client(message: bytes | bytearray) -> list[FromClient]:
 
     Raises ProtocolError for what is not a list of well-formed frames.
     """
+    _check_frames(message)
     try:
-        frames = _from_client.decode(message)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ProtocolError(f"malformed message: {error}", _MALFORMED) from None
-    if len(frames) > MAX_FRAMES:
-        raise ProtocolError(f"{len(frames)} frames in one message, {MAX_FRAMES} are allowed", 1008)
-    return frames
+        return _from_client.decode(message)
+    except _FAULTS as error:
+        raise _malformed("message", error) from None
 
 
 def decode_from_server(message: bytes | bytearray) -> list[FromServer]:
@@ -89,13 +91,11 @@ def decode_from_server(message: bytes | bytearray) -> list[FromServer]:
 
     Raises ProtocolError for what is not a list of well-formed frames.
     """
+    _check_frames(message)
     try:
-        frames = _from_server.decode(message)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ProtocolError(f"malformed message: {error}", _MALFORMED) from None
-    if len(frames) > MAX_FRAMES:
-        raise ProtocolError(f"{len(frames)} frames in one message, {MAX_FRAMES} are allowed", 1008)
-    return frames
+        return _from_server.decode(message)
+    except _FAULTS as error:
+        raise _malformed("message", error) from None
 
 
 def decode_arguments(asked: Asked) -> Arguments | None:
@@ -108,8 +108,8 @@ def decode_arguments(asked: Asked) -> Arguments | None:
         return None
     try:
         arguments: Arguments = decoder.decode(asked.arguments)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ProtocolError(f"malformed arguments of {asked.operation}: {error}", _MALFORMED) from None
+    except _FAULTS as error:
+        raise _malformed(f"arguments of {asked.operation}", error) from None
     return arguments
 
 
@@ -120,5 +120,19 @@ def decode_result(operation: str, result: msgspec.Raw) -> Any:
     """
     try:
         return _results[operation].decode(result)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ProtocolError(f"malformed result of {operation}: {error}", _MALFORMED) from None
+    except _FAULTS as error:
+        raise _malformed(f"result of {operation}", error) from None
+
+
+def _check_frames(message: bytes | bytearray) -> None:
+    """Too many frames are refused before they are decoded: decoded they take many times their bytes."""
+    first = message[0] if message else 0
+    size = 2 if first == _ARRAY16 else 4 if first == _ARRAY32 else 0
+    count = int.from_bytes(message[1 : 1 + size], "big")
+    if count > MAX_FRAMES:
+        raise ProtocolError(f"{count} frames in one message, {MAX_FRAMES} are allowed", 1008)
+
+
+def _malformed(what: str, error: Exception) -> ProtocolError:
+    # msgspec quotes what it found, which may be as long as the message.
+    return ProtocolError(f"malformed {what}: {str(error)[:_LONGEST_REASON]}", _MALFORMED)

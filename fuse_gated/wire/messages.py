@@ -129,8 +129,8 @@ class Getattr(Arguments, frozen=True, gc=False):
 
 
 class Setattr(Arguments, frozen=True, gc=False):
-    """What is nil stays as it is; a time of -1 is the client's now. `clear_setid`: a file that is truncated by somebody
-    without CAP_FSETID loses setuid and, if its group may execute it, setgid."""
+    """What is nil stays as it is; a time of -1 is the client's now. `clear_setid`, here and elsewhere: a regular file that is
+    changed by somebody without CAP_FSETID loses setuid and, if its group may execute it, setgid."""
 
     target: Target
     mode: int | None = None
@@ -301,6 +301,7 @@ class Fallocate(Arguments, frozen=True, gc=False):
     offset: int
     length: int
     mode: int
+    clear_setid: bool = False
 
 
 class CopyFileRange(Arguments, frozen=True, gc=False):
@@ -309,6 +310,7 @@ class CopyFileRange(Arguments, frozen=True, gc=False):
     to_handle: int
     to_offset: int
     length: int
+    clear_setid: bool = False
 
 
 class Getlk(Arguments, frozen=True, gc=False):

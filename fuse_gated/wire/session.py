@@ -2,15 +2,15 @@
 
 The order is hello, then replies and notices; anything else closes the connection with a reason. At most `max_in_flight`
 requests and `max_bytes_in_flight` bytes are with the client at once; what is more waits here, in order. A request that its
-caller gave up stays known (`given_up`), so that its late reply is told from an invented one, and so that a handle which
-such a reply brings can be released.
+caller gave up stays known (`given_up`) and keeps its place, so that its late reply is told from an invented one, and so that
+what such a reply brings (an open handle, a lock) can be given back.
 """
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-from fuse_gated.errors import ProtocolError
+from fuse_gated.errors import ProtocolError, errno_name, errno_number
 from fuse_gated.wire import codec
 from fuse_gated.wire.messages import (
     OPERATION_OF,
@@ -23,7 +23,8 @@ from fuse_gated.wire.messages import (
     Replied,
 )
 
-_MOST_GIVEN_UP = 1024
+MAX_HELLO: Final = 64 * 2**10
+"""Bytes in the first message, which comes from somebody who may not have logged in."""
 
 
 class Pending:
@@ -57,13 +58,13 @@ class Pending:
 
 
 class Session:
-    """`send` takes the frames that are to go out, in order; `late` the results that came after their caller had gone, with
-    the operation's name."""
+    """`send` takes the frames that are to go out, in order; `late` a request that succeeded after its caller had gone, and its
+    result."""
 
     def __init__(
         self,
         send: Callable[[Ask | Cancel], None],
-        late: Callable[[str, Any], None],
+        late: Callable[[Pending, Any], None],
         *,
         max_in_flight: int,
         max_bytes_in_flight: int,
@@ -92,11 +93,24 @@ class Session:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def clogged(self) -> bool:
+        """Whether requests wait although everything in flight was given up: the client answers nothing any more."""
+        return bool(self._waiting) and self._given_up == self._in_flight
+
+    def count(self, *names: str) -> int:
+        """How many requests of these operations are to be answered, by whom somebody waits for them or not."""
+        return sum(pending.operation in names for pending in self._pending.values())
+
     def own_id(self) -> int:
         """An id for a request that no kernel request stands behind: odd, as the kernel's uniques are even (linux/fuse.h,
         FUSE_UNIQUE)."""
         number, self._next_own = self._next_own, self._next_own + 2
         return number
+
+    def is_own(self, number: int) -> bool:
+        """Whether `own_id` gave the id."""
+        return number % 2 == 1
 
     def ask(self, pending: Pending) -> None:
         """Send a request, or keep it until the client has room."""
@@ -120,12 +134,11 @@ class Session:
         if not pending.sent:
             del self._pending[number]
             self._waiting.remove(pending)
+            self._transmit_waiting()
             return False
         pending.given_up = True
         self._given_up += 1
         self._send(Cancel(number))
-        if self._given_up > _MOST_GIVEN_UP:
-            raise ProtocolError(f"{self._given_up} requests were never answered", 1008)
         return True
 
     def cancel(self, number: int) -> bool:
@@ -136,15 +149,18 @@ class Session:
         self._send(Cancel(number))
         return True
 
-    def withdraw(self, number: int) -> Pending | None:
-        """Take back a request whose frame was handed to `send` but never left. The one that waited for it."""
-        pending = self._pending.pop(number, None)
-        if pending is None or not pending.sent:
-            return None
-        self._in_flight -= 1
-        self._bytes -= pending.size
-        self._given_up -= pending.given_up
-        return pending
+    def withdraw(self, number: int) -> None:
+        """Take back a request whose frame was handed to `send` but never left."""
+        pending = self._pending.get(number)
+        if pending is not None and pending.sent:
+            self._remove(pending)
+            self._transmit_waiting()
+
+    def abandon(self) -> None:
+        """The client is gone: nothing will be answered, nobody is called back."""
+        self._pending.clear()
+        self._waiting.clear()
+        self._in_flight = self._bytes = self._given_up = 0
 
     def get(self, number: int) -> Pending | None:
         """A request that somebody waits for."""
@@ -154,10 +170,6 @@ class Session:
     def overdue(self, now: float) -> list[Pending]:
         """The requests whose deadline has passed and that somebody still waits for."""
         return [pending for pending in self._pending.values() if pending.deadline <= now and not pending.given_up]
-
-    def outstanding(self) -> list[Pending]:
-        """All requests that somebody waits for."""
-        return [pending for pending in self._pending.values() if not pending.given_up]
 
     def received(self, message: bytes | bytearray) -> list[Notice]:
         """Takes a message after the hello: calls back for each reply, returns the notices.
@@ -178,21 +190,26 @@ class Session:
         pending = self._pending.get(frame.id)
         if pending is None or not pending.sent:
             raise ProtocolError(f"a reply to request {frame.id}, which is not in flight", 1008)
-        del self._pending[frame.id]
-        self._in_flight -= 1
-        self._bytes -= pending.size
+        self._remove(pending)
         if frame.errno is not None:
-            if pending.given_up:
-                self._given_up -= 1
-            else:
-                pending.failed(frame.errno)
+            if not pending.given_up:
+                # A name that this machine does not know becomes EIO here, so that the client's text goes no further.
+                pending.failed(errno_name(errno_number(frame.errno)))
         else:
             result = codec.decode_result(pending.operation, frame.result)
             if pending.given_up:
-                self._given_up -= 1
-                self._late(pending.operation, result)
+                self._late(pending, result)
             else:
                 pending.answered(result)
+        self._transmit_waiting()
+
+    def _remove(self, pending: Pending) -> None:
+        del self._pending[pending.id]
+        self._in_flight -= 1
+        self._bytes -= pending.size
+        self._given_up -= pending.given_up
+
+    def _transmit_waiting(self) -> None:
         while self._waiting and self._has_room(self._waiting[0]):
             self._transmit(self._waiting.popleft())
 
@@ -211,8 +228,10 @@ class Session:
 def read_hello(message: bytes | bytearray) -> Offer:
     """What the client offers in its first message, which must be one hello.
 
-    Raises ProtocolError for anything else.
+    Raises ProtocolError for anything else, and for a hello of more than MAX_HELLO bytes.
     """
+    if len(message) > MAX_HELLO:
+        raise ProtocolError(f"a hello of {len(message)} bytes, {MAX_HELLO} are allowed", 1009)
     frames = codec.decode_from_client(message)
     if len(frames) != 1 or not isinstance(frames[0], Hello):
         raise ProtocolError("the first message must be one hello")

@@ -85,7 +85,8 @@ def fuse_gated(export: Path, directory: Path, rules: int) -> Iterator[tuple[Path
     )  # fmt: skip
     (etc / "policy.yaml").chmod(0o644)
     module = [sys.executable, "-m", "fuse_gated.commands.fuse_gated"]
-    server = subprocess.Popen([*module, "--etc", etc, "--runtime", runtime, "--listen", f"127.0.0.1:{port}"], stderr=subprocess.PIPE)
+    options = ["--etc", etc, "--runtime", runtime, "--listen", f"127.0.0.1:{port}"]
+    server = subprocess.Popen([*module, *options], stderr=subprocess.PIPE)
     assert server.stderr is not None
     while b"ready" not in (line := server.stderr.readline()):
         if not line:

@@ -55,6 +55,7 @@ def test_follows_a_link_and_lchown_does_not(area: Path) -> None:
         (ALICE, BOB.uid, ALICE.gid, "EPERM"),
         (ALICE.with_groups(CAROL.gid), BOB.uid, CAROL.gid, "EPERM"),
         (ALICE, 0, -1, "EPERM"),
+        (BOB, -1, -1, "ok"),
         (BOB, -1, BOB.gid, "EPERM"),
         (BOB, BOB.uid, -1, "EPERM"),
         (BOB, BOB.uid, BOB.gid, "EPERM"),
@@ -101,6 +102,13 @@ def test_of_a_file_drops_setuid_and_setgid(area: Path, caller: Persona, before: 
     path = make("file", area / "thing", uid=ALICE.uid, gid=ALICE.gid, mode=before)
     caller.with_groups(CAROL.gid).call(os.chown, path, -1, CAROL.gid)
     assert (owner_of(path), mode_of(path)) == ((ALICE.uid, CAROL.gid), after)
+
+
+@pytest.mark.parametrize(("mode", "after"), [(0o4755, 0o755), (0o6755, 0o755), (0o1644, 0o1644)])
+def test_to_nobody_else_drops_setuid_and_setgid_too(area: Path, mode: int, after: int) -> None:
+    path = make("file", area / "thing", uid=ALICE.uid, gid=ALICE.gid, mode=mode)
+    ALICE.call(os.chown, path, -1, -1)
+    assert mode_of(path) == after
 
 
 @pytest.mark.parametrize("caller", [ALICE, ROOT], ids=["owner", "root"])

@@ -42,6 +42,7 @@ def sparse(area: Path, behind: Callable[[Path], Path]) -> Path:
         (9 * MIB, None, None),
     ],
 )
+@pytest.mark.beyond_libfuse("lseek for data and holes")
 def test_data_and_holes_are_found(sparse: Path, offset: int, data: int | None, hole: int | None) -> None:
     with opened(sparse, os.O_RDONLY) as descriptor:
         for whence, expected in ((os.SEEK_DATA, data), (os.SEEK_HOLE, hole)):
@@ -73,6 +74,7 @@ def test_lseek_keeps_to_its_rules(area: Path) -> None:
         assert outcome(os.lseek, descriptor, 0, 99) == "EINVAL"
 
 
+@pytest.mark.beyond_libfuse("fallocate")
 def test_fallocate_grows_a_file_and_keeps_its_content(area: Path) -> None:
     path = area / "thing"
     path.write_bytes(b"content")
@@ -84,6 +86,7 @@ def test_fallocate_grows_a_file_and_keeps_its_content(area: Path) -> None:
     assert info.st_blocks * 512 >= 100_000
 
 
+@pytest.mark.beyond_libfuse("fallocate")
 def test_fallocate_within_a_file_changes_nothing(area: Path) -> None:
     path = area / "thing"
     path.write_bytes(b"content" * 100)
@@ -92,6 +95,7 @@ def test_fallocate_within_a_file_changes_nothing(area: Path) -> None:
     assert path.read_bytes() == b"content" * 100
 
 
+@pytest.mark.beyond_libfuse("fallocate")
 def test_fallocate_that_keeps_the_size(area: Path) -> None:
     path = area / "thing"
     path.write_bytes(b"content")
@@ -134,6 +138,7 @@ def test_a_range_is_zeroed(area: Path) -> None:
         (os.O_RDWR, 0, 2**63 - 10, 100, "EFBIG"),
     ],
 )
+@pytest.mark.beyond_libfuse("fallocate")
 def test_what_fallocate_refuses(area: Path, flags: int, mode: int, offset: int, length: int, expected: str) -> None:
     with opened(make("file", area / "thing"), flags) as descriptor:
         assert outcome(fallocate, descriptor, mode, offset, length) == expected

@@ -55,6 +55,21 @@ def test_content_written_through_one_name_is_read_through_the_other(area: Path) 
     assert one.stat().st_size == 3
 
 
+def test_an_open_descriptor_sees_what_is_done_through_the_other_name(area: Path) -> None:
+    one, two = make("file", area / "one", 0o644), area / "two"
+    with opened(one, os.O_RDONLY) as descriptor:
+        assert os.fstat(descriptor).st_nlink == 1
+        os.link(one, two)
+        assert os.fstat(descriptor).st_nlink == 2
+        two.chmod(0o600)
+        assert os.fstat(descriptor).st_mode & 0o777 == 0o600
+        two.write_bytes(b"content")
+        assert os.fstat(descriptor).st_size == 7
+        os.rename(two, area / "three")
+        os.unlink(area / "three")
+        assert os.fstat(descriptor).st_nlink == 1
+
+
 def test_pages_already_read_through_one_name_follow_a_write_through_the_other(area: Path) -> None:
     one, two = make("file", area / "one"), area / "two"
     one.write_bytes(b"old!" * 2048)

@@ -9,6 +9,8 @@ from harness.clock import changed
 from harness.files import KINDS, make, opened
 from harness.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, exchange, renameat2
 
+pytestmark = pytest.mark.beyond_libfuse("rename flags")
+
 
 @pytest.mark.parametrize("new", KINDS)
 @pytest.mark.parametrize("old", ["file", "directory", "symlink"])

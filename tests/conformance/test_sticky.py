@@ -57,6 +57,7 @@ def test_replace(area: Path, kind: str, directory: str, owner: str, caller: str,
 
 
 @pytest.mark.parametrize(("directory", "owner", "caller", "may"), CASES)
+@pytest.mark.beyond_libfuse("rename flags")
 def test_exchange(area: Path, directory: str, owner: str, caller: str, may: bool) -> None:
     path = _sticky(area, "sticky", WHO[directory], "file", WHO[owner])
     other = make("file", make("directory", area / "source", 0o777) / "new", 0o777, WHO[caller].uid, WHO[caller].gid)

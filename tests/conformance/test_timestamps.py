@@ -14,6 +14,7 @@ from harness.syscalls import fallocate, utimensat
 OLD = 1_000_000_000 * 10**9
 
 
+@pytest.mark.beyond_libfuse("fallocate")
 def test_write_moves_mtime_and_ctime(area: Path, probe: Path) -> None:
     path = make("file", area / "thing")
     with opened(path, os.O_WRONLY) as descriptor:
@@ -47,7 +48,12 @@ def test_an_open_descriptor_sees_the_same_times_as_the_name(area: Path) -> None:
         ):
             operation()
             one, two = os.fstat(descriptor), path.stat()
-            assert (one.st_mtime_ns, one.st_ctime_ns, one.st_size) == (two.st_mtime_ns, two.st_ctime_ns, two.st_size)
+            assert (one.st_mtime_ns, one.st_ctime_ns, one.st_size, one.st_nlink) == (
+                two.st_mtime_ns,
+                two.st_ctime_ns,
+                two.st_size,
+                two.st_nlink,
+            )
 
 
 def test_read_moves_atime_where_it_is_kept(area: Path) -> None:
@@ -96,6 +102,27 @@ def test_write_drops_setuid_and_setgid_unless_root_writes(area: Path, mode: int,
     assert mode_of(path) == mode
     ALICE.call(write)
     assert mode_of(path) == after
+
+
+@pytest.mark.beyond_libfuse("fallocate")
+def test_fallocate_and_copy_file_range_drop_setuid(area: Path) -> None:
+    path, source = make("file", area / "thing", 0o4777), area / "source"
+    source.write_bytes(b"source")
+
+    def allocate() -> None:
+        with opened(path, os.O_WRONLY) as descriptor:
+            fallocate(descriptor, 0, 0, 4096)
+
+    def copy() -> None:
+        with opened(source, os.O_RDONLY) as origin, opened(path, os.O_WRONLY) as descriptor:
+            os.copy_file_range(origin, descriptor, 6)
+
+    for change in (allocate, copy):
+        path.chmod(0o4777)
+        change()
+        assert mode_of(path) == 0o4777
+        ALICE.call(change)
+        assert mode_of(path) == 0o777
 
 
 def test_opening_to_truncate_drops_setuid(area: Path) -> None:

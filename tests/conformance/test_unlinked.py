@@ -84,6 +84,7 @@ def test_xattr(nameless: int) -> None:
     os.removexattr(nameless, "user.name")
 
 
+@pytest.mark.beyond_libfuse("fallocate")
 def test_fallocate_and_seek(nameless: int) -> None:
     fallocate(nameless, 0, 0, 8192)
     assert os.fstat(nameless).st_size == 8192

@@ -60,7 +60,8 @@ def test_names_and_paths_may_be_too_long(beneath: Beneath, root: Path) -> None:
 def test_links_on_the_way_are_no_directories(beneath: Beneath, root: Path) -> None:
     (root / "real").mkdir()
     (root / "real" / "file").touch()
-    for name, target in (("relative", "real"), ("absolute", str(root / "real")), ("up", "../export/real"), ("magic", "/proc/self/root")):
+    targets = {"relative": "real", "absolute": str(root / "real"), "up": "../export/real", "magic": "/proc/self/root"}
+    for name, target in targets.items():
         (root / name).symlink_to(target)
         assert outcome(beneath.node, name.encode() + b"/file") == "ENOTDIR"
         assert outcome(beneath.parent, name.encode() + b"/file") == "ENOTDIR"
@@ -96,6 +97,7 @@ def test_paths_longer_than_the_kernel_takes(beneath: Beneath, root: Path) -> Non
     before = len(os.listdir("/proc/self/fd"))
     assert outcome(beneath.node, path + b"/missing/file") == "ENOENT"
     assert outcome(beneath.node, path[:5000] + b"!/" + path) == "ENOENT"
+    assert outcome(beneath.node, b"missing/" + path) == "ENOENT"
     assert len(os.listdir("/proc/self/fd")) == before
 
 

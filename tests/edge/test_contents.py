@@ -335,6 +335,27 @@ def test_setuid_is_lost_when_a_server_writes(export: Export, file: Path) -> None
     assert export.perform(wire.Open(b"file", READ | TRUNCATE)).attributes.mode == 0o100755
 
 
+@pytest.mark.parametrize("cleared", [True, False])
+@pytest.mark.parametrize("change", ["write", "fallocate", "copy", "truncate", "cut", "open"])
+def test_a_trusted_server_says_when_setuid_goes(root: Path, file: Path, change: str, cleared: bool) -> None:
+    """The server knows its caller; this process, which may be root's, would let every caller keep the bits."""
+    need("root")
+    export = Export(root, trust_server=True)
+    handle = opened(export)
+    file.chmod(0o6755)
+    requests: dict[str, wire.Arguments] = {
+        "write": wire.Write(handle, 0, memoryview(b"x"), clear_setid=cleared),
+        "fallocate": wire.Fallocate(handle, 0, 100, 0, clear_setid=cleared),
+        "copy": wire.CopyFileRange(handle, 0, handle, 5, 1, clear_setid=cleared),
+        "truncate": wire.Setattr(handle, size=1, clear_setid=cleared),
+        "cut": wire.Setattr(b"file", size=1, clear_setid=cleared),
+        "open": wire.Open(b"file", BOTH | TRUNCATE, clear_setid=cleared),
+    }
+    assert answer(export, requests[change]) == "ok"
+    assert stat.S_IMODE(file.stat().st_mode) == (0o755 if cleared else 0o6755)
+    export.close()
+
+
 def test_a_file_that_cannot_be_disarmed_is_not_opened(export: Export, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need("root")
     file.chmod(0o4755)

@@ -186,6 +186,7 @@ def test_one_owner_with_a_handle_for_reading_and_one_for_writing(export: Export,
     reader, writer = opened(export, wire.OPEN_READ), opened(export)
     assert lock(export, reader, 1, READ, 0, 99) == "ok"
     assert lock(export, reader, 1, NONE, 20, 29) == "ok"
+    assert lock(export, reader, 1, NONE, 20, 29) == "ok"
     assert lock(export, writer, 1, WRITE, 50, 59) == "ok"
     for start, answer in ((10, "EAGAIN"), (20, "ok"), (29, "ok"), (30, "EAGAIN"), (55, "EAGAIN"), (99, "EAGAIN"), (100, "ok")):
         assert outside(file, WRITE, start, 1) == answer
@@ -258,7 +259,9 @@ def test_owners_are_limited(root: Path, file: Path) -> None:
     export.close()
 
 
-@pytest.mark.parametrize(("start", "end", "kind"), [(-1, 5, 0), (5, 4, 1), (0, 2**63, 1), (0, 5, 3), (0, 5, -1), (2**64 - 1, 2**64 - 1, 0)])
+@pytest.mark.parametrize(
+    ("start", "end", "kind"), [(-1, 5, 0), (5, 4, 1), (0, 2**63, 1), (0, 5, 3), (0, 5, -1), (2**64 - 1, 2**64 - 1, 0)]
+)
 def test_locks_that_make_no_sense(export: Export, handle: int, start: int, end: int, kind: int) -> None:
     assert lock(export, handle, 1, kind, start, end) == "EINVAL"
     assert outcome(export.perform, wire.Getlk(handle, 1, start, end, kind)) == "EINVAL"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from harness import outcome
 
-from fuse_gated.edge.precautions import Precautions, effective_capabilities
+from fuse_gated.edge.precautions import Precautions, clear_setid, effective_capabilities, without_setid
 
 ALL = 2**41 - 1
 FSETID = 1 << 4
@@ -73,3 +73,41 @@ def test_passing_ownership_through_takes_three_capabilities() -> None:
 
 def test_the_process_knows_its_capabilities() -> None:
     assert bool(effective_capabilities() & FSETID) is (os.geteuid() == 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "left"),
+    [(0o644, 0o644), (0o4755, 0o755), (0o6755, 0o755), (0o2755, 0o755), (0o2745, 0o2745), (0o6745, 0o2745), (0o7777, 0o1777)],
+)
+def test_what_a_change_leaves_of_a_mode(tmp_path: Path, mode: int, left: int) -> None:
+    assert without_setid(stat.S_IFREG | mode) == left
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(mode)
+    for flags in (os.O_PATH, os.O_RDONLY):
+        fd = os.open(path, flags)
+        clear_setid(fd)
+        os.close(fd)
+        assert stat.S_IMODE(path.stat().st_mode) == left
+
+
+def test_only_files_lose_setid(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2755)
+    fd = os.open(tmp_path, os.O_PATH)
+    clear_setid(fd)
+    os.close(fd)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o2755
+
+
+def test_where_the_mode_is_not_ours_the_kernel_sees_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(0o4755)
+
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "not the owner")
+
+    monkeypatch.setattr(os, "chmod", refused)
+    fd = os.open(path, os.O_RDONLY)
+    assert outcome(clear_setid, fd) == "ok"
+    os.close(fd)

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import fcntl
 import gc
+import importlib
 import json
 import mmap
 import os
@@ -343,10 +344,9 @@ def test_tls_works_on_a_socket_that_is_open(tmp_path: Path, version: ssl.TLSVers
     def serve() -> str:
         if not by_memory:
             with context.wrap_socket(theirs, server_side=True) as tls:
-                agreed = tls.version() or ""
-                while data := tls.recv(1000):
-                    tls.sendall(data.upper())
-                return agreed
+                for _ in range(3):
+                    tls.sendall(tls.recv(1000).upper())
+                return tls.version() or ""
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls_object = context.wrap_bio(incoming, outgoing, server_side=True)
 
@@ -492,7 +492,7 @@ def everyday() -> None:
     process.set_name("caged")
     print("a word", file=sys.__stderr__)
     with pytest.raises(ImportError):
-        import this_module_does_not_exist  # noqa: F401
+        importlib.import_module("this_module_does_not_exist")
 
 
 def test_everyday_work_goes_on(capfd: pytest.CaptureFixture[str]) -> None:
@@ -696,6 +696,18 @@ def test_dropping_to_root_or_without_the_right_is_refused() -> None:
     to_root, without_right = in_child(refusals)
     assert "root" in to_root
     assert "uid 1" in without_right
+
+
+def test_closed_standard_descriptors_are_opened() -> None:
+    def reopened() -> list[Any]:
+        before = set(os.listdir("/proc/self/fd"))
+        os.close(0)
+        os.close(2)
+        process.open_standard_descriptors()
+        devices = [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 2)]
+        return [devices, before == set(os.listdir("/proc/self/fd")), os.get_inheritable(2)]
+
+    assert in_child(reopened) == [["/dev/null", "/dev/null"], True, True]
 
 
 def test_accounts_and_groups_are_found_by_name() -> None:

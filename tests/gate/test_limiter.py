@@ -112,27 +112,44 @@ def test_a_rate_must_be_above_zero(rate: float) -> None:
         Limiter(Limits(operations={"read": rate}), 0.0)
 
 
-steps = st.lists(
-    st.tuples(st.floats(0, 3), st.sampled_from(["read", "write", "other"]), st.integers(0, 5000)), min_size=1, max_size=60
-)
+pauses = st.floats(0, 3)
 
 
-@given(steps, st.sampled_from([0.5, 3, 20]), st.sampled_from([100, 1000]))
-def test_no_second_carries_more_than_the_rate_and_nobody_is_stuck(
-    taken: list[tuple[float, str, int]], operations: float, amount: int
-) -> None:
-    limiter = Limiter(Limits(operations={"*": operations}, bytes={"*": amount}), 0.0)
-    now, total = 0.0, 0
-    starts: list[float] = []
-    for pause, kind, size in taken:
+def starts(limiter: Limiter, taken: list[tuple[float, int]]) -> list[float]:
+    now, started = 0.0, []
+    for pause, size in taken:
         now += pause
-        wait = limiter.take(now, kind, size)
+        wait = limiter.take(now, "read", size)
         assert wait >= 0.0
-        starts.append(now + wait)
-        total += size
-    # Everybody starts, at the latest when all the work before could have been done at the rate, and the buckets were full.
-    assert starts[-1] <= now + len(taken) / operations + total / amount + max(1, 1 / operations) + 1e-6
-    room = max(1.0, operations)
-    for index, start in enumerate(starts):
-        within = [other for other in starts[index:] if start <= other < start + 1]
-        assert len(within) <= room + operations + 1 + 1e-6
+        started.append(now + wait)
+    return started
+
+
+@given(st.lists(pauses, min_size=1, max_size=60), st.sampled_from([0.5, 3, 20]), st.sampled_from([0.5, 1, 4]))
+def test_never_more_operations_than_the_bucket_and_the_rate(taken: list[float], rate: float, span: float) -> None:
+    started = starts(Limiter(Limits(operations={"*": rate}), 0.0), [(pause, 0) for pause in taken])
+    assert started == sorted(started)
+    for index, start in enumerate(started):
+        within = [other for other in started[index:] if other < start + span]
+        assert len(within) <= max(1.0, rate) + span * rate + 1
+    # And everybody's turn comes, when those before have had theirs at the rate.
+    assert started[-1] <= sum(taken) + len(taken) / rate
+
+
+@given(st.lists(st.tuples(pauses, st.integers(0, 5000)), min_size=1, max_size=60), st.sampled_from([100, 1000]))
+def test_never_more_bytes_than_the_bucket_and_the_rate(taken: list[tuple[float, int]], rate: int) -> None:
+    limiter = Limiter(Limits(bytes={"read": rate}), 0.0)
+    moved = [(start, size) for start, (_pause, size) in zip(starts(limiter, taken), taken, strict=True) if size]
+    largest = max((size for _start, size in moved), default=0)
+    for index, (start, _size) in enumerate(moved):
+        within = sum(size for other, size in moved[index:] if other < start + 1)
+        assert within <= rate + rate + largest + 1
+    assert all(start <= sum(pause for pause, _ in taken) + sum(size for _, size in taken) / rate + 1 for start, _ in moved)
+
+
+def test_a_wait_for_bytes_and_one_for_operations_go_on_at_once() -> None:
+    limiter = Limiter(Limits(operations={"*": 1}, bytes={"*": 100}), 0.0)
+    assert limiter.take(0.0, "read", 400) == 0.0
+    # 4 s for the bytes and 1 s for the operation: 4 s, and after them the next operation's second has long been there.
+    assert limiter.take(0.0, "read", 100) == pytest.approx(4.0)
+    assert limiter.take(3.0, "read") == 0.0

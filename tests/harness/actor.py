@@ -64,6 +64,12 @@ class Hands:
             if os.write(self._files[name], line) != len(line):
                 raise AssertionError("a short write")
 
+    def replace(self, path: Path, data: bytes) -> None:
+        """Save by rename."""
+        new = path.with_name(f"{path.name}.new")
+        new.write_bytes(data)
+        os.rename(new, path)
+
     def map(self, name: str, length: int) -> None:
         """mmap(2), shared."""
         self._maps[name] = mmap.mmap(self._files[name], length)

@@ -46,8 +46,8 @@ def processes_marked(mark: str) -> dict[int, str]:
     return found
 
 
-def clear_away(mark: str, directory: Path) -> list[str]:
-    """End every process that carries `mark`, unmount everything beneath `directory`, and tell what there was.
+def clear_away(mark: str, directory: Path | None = None) -> list[str]:
+    """End every process that carries `mark`, unmount everything beneath `directory` if one is given, and tell what there was.
 
     A process that ends by itself within 5 s was not left: a child may outlive the parent that told it to end.
     """
@@ -59,7 +59,7 @@ def clear_away(mark: str, directory: Path) -> list[str]:
                 told.append(f"process {pid} was left: {command}")
                 os.kill(pid, signal.SIGKILL)
                 _ends(pid, time.monotonic() + 5)
-    for point in mounts_beneath(directory):
+    for point in mounts_beneath(directory) if directory else []:
         told.append(f"mount was left: {point}")
         unmount(point)
     return told

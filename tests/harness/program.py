@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Final
 
 from harness.leftovers import MARK
 from harness.log import DEADLINE, Log
+from harness.needs import need
 
 ROOT_OF_PROJECT: Final = Path(__file__).resolve().parents[2]
 SUSPICIOUS: Final = re.compile(r"Traceback|Error|[Ee]xception|ResourceWarning|[Ll]eak")
@@ -29,9 +31,13 @@ class Program:
         self.name = name
         self.stdout, self.stderr = Log(directory / f"{name}.stdout"), Log(directory / f"{name}.stderr")
         command = [sys.executable, "-W", "default::ResourceWarning", "-m", module, *arguments]
-        if user is not None:
-            # setpriv keeps root's way to the interpreter until its exec; Popen(user=…) would lose it before.
-            command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--", *command]
+        if shutil.which("setpriv"):
+            # A pytest that is killed takes it along. As somebody else: setpriv keeps root's way to the interpreter until
+            # its exec, which Popen(user=…) loses before.
+            somebody = [] if user is None else [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+            command = ["setpriv", "--pdeathsig=TERM", *somebody, "--", *command]
+        elif user is not None:
+            need("setpriv")
         path = os.pathsep.join(filter(None, [str(ROOT_OF_PROJECT), os.environ.get("PYTHONPATH")]))
         with self.stdout.path.open("wb") as stdout, self.stderr.path.open("wb") as stderr:
             self.process = subprocess.Popen(
@@ -42,6 +48,7 @@ class Program:
                 env={**os.environ, "PYTHONPATH": path, MARK: mark},
                 start_new_session=True,
             )
+        self.awaited = False
         LIVE.append(self)
 
     def send(self, number: signal.Signals) -> None:
@@ -49,6 +56,7 @@ class Program:
 
     def wait(self, deadline: float = DEADLINE) -> int:
         """Its exit status; negative for a signal. Raises AssertionError if it does not end."""
+        self.awaited = True
         try:
             return self.process.wait(deadline)
         except subprocess.TimeoutExpired:
@@ -64,8 +72,13 @@ class Program:
         if status != 0:
             raise AssertionError(f"{self.name} ended with {status}, not 0:\n{self.stderr.text()}")
 
+    def ended_unasked(self) -> bool:
+        """Whether it ended although no test waited for that or brought it about."""
+        return self.process.poll() is not None and not self.awaited
+
     def kill(self) -> None:
         """End it at once, and expect nothing of it."""
+        self.awaited = True
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

@@ -27,11 +27,13 @@ def digest(tenant: str) -> str:
     return hashlib.sha256(token(tenant).encode()).hexdigest()
 
 
-def token_file(directory: Path, tenant: str) -> Path:
-    """A file with the tenant's token, as --token-file wants it."""
-    path = directory / f"{tenant}.token"
+def token_file(directory: Path, tenant: str, owner: int | None = None) -> Path:
+    """A file with the tenant's token, as --token-file wants it: nobody but its owner (a uid) may read it."""
+    path = directory / f"{tenant}.{'' if owner is None else f'{owner}.'}token"
     path.write_text(token(tenant))
-    path.chmod(0o644)
+    path.chmod(0o600)
+    if owner is not None:
+        os.chown(path, owner, owner)
     return path
 
 
@@ -62,7 +64,13 @@ class Server:
             os.chown(self.runtime, user, user)
         arguments = ["--etc", str(self.etc), "--runtime", str(self.runtime), "--listen", f"127.0.0.1:{self.port}"]
         self.program = Program(name, "fuse_gated.commands.fuse_gated", arguments, directory, self.mark, user)
-        self.program.stderr.wait_for(r"\b[Rr]eady\b", self.program.process)
+        try:
+            self.program.stderr.wait_for(r"\b[Rr]eady\b", self.program.process)
+        except AssertionError:
+            self.program.kill()
+            self.program.stderr.keep()
+            clear_away(self.mark, self.runtime)
+            raise
 
     def write_policy(self, policy: str | dict[str, Any]) -> None:
         _write(self.etc / "policy.yaml", policy if isinstance(policy, str) else yaml.safe_dump(_with_tokens(policy)))
@@ -81,9 +89,10 @@ class Server:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
     def stop(self) -> None:
-        """SIGTERM: it must exit with 0, and leave no mount and no process."""
+        """SIGTERM, unless it has ended: it must exit with 0, and leave no mount and no process in any case."""
         try:
-            self.program.stop()
+            if self.program.process.poll() is None:
+                self.program.stop()
         finally:
             left = clear_away(self.mark, self.runtime)
         if left:

@@ -28,7 +28,7 @@ class Export:
     ) -> None:
         self.directory, self.name, self.workspace = directory, name, workspace
         self.mark = uuid.uuid4().hex
-        arguments = ["export", str(directory), "--server", server.url, "--token-file", str(token_file(workspace, tenant))]
+        arguments = ["export", str(directory), "--server", server.url, "--token-file", str(token_file(workspace, tenant, user))]
         arguments += ["--name", name, "--json", *options]
         self.program = Program(f"client.{name}", "fuse_gated.commands.fuse_gate", arguments, workspace, self.mark, user)
 
@@ -50,11 +50,12 @@ class Export:
         return Path(self.wait_for_event("mounted")["path"])
 
     def stop(self) -> None:
-        """SIGTERM: it must exit with 0 and leave no process."""
+        """SIGTERM, unless it has ended: it must exit with 0, and leave no process in any case."""
         try:
-            self.program.stop()
+            if self.program.process.poll() is None:
+                self.program.stop()
         finally:
-            left = clear_away(self.mark, self.directory)
+            left = clear_away(self.mark)
         if left:
             raise AssertionError("\n".join(left))
 
@@ -174,9 +175,12 @@ class Stage(contextlib.AbstractContextManager["Stage"]):
         faults = []
         running: list[Export | Server] = [*reversed(self._exports), *reversed(self._servers)]
         for part in running:
+            if part.program.ended_unasked():
+                faults.append(
+                    f"{part.program.name} ended by itself: {part.program.process.returncode}\n{part.program.stderr.text()}"
+                )
             try:
-                if part.program.process.returncode is None:
-                    part.stop()
+                part.stop()
             except AssertionError as error:
                 faults.append(str(error))
             part.program.stdout.keep()

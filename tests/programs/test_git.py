@@ -28,7 +28,7 @@ def repository(work: Work) -> Iterator[Path]:
     need("git")
     root = work.path / "repository"
     root.mkdir()
-    source_tree(root, 10, 20)
+    source_tree(root, 8, 20)
     git(root, "init", "--quiet")
     git(root, "add", ".")
     git(root, "commit", "--quiet", "-m", "first")
@@ -38,7 +38,7 @@ def repository(work: Work) -> Iterator[Path]:
 
 def test_a_commit_and_a_clean_status(repository: Path) -> None:
     assert git(repository, "status", "--porcelain") == ""
-    assert len(git(repository, "ls-files", "-z").split("\0")) == 10 * 22 + 3
+    assert len(git(repository, "ls-files", "-z").split("\0")) == 8 * 22 + 3
     (repository / "part-0" / "module-0" / "file-3.txt").write_text("changed")
     (repository / "new").write_text("new")
     assert git(repository, "status", "--porcelain") == " M part-0/module-0/file-3.txt\n?? new\n"

@@ -10,9 +10,9 @@ from harness.trees import describe, source_tree
 
 @pytest.fixture(scope="module")
 def tree(mounted: Mounted) -> Work:
-    """About 4,000 files, made on the client."""
+    """About 3,000 files, made on the client."""
     work = mounted.work("tree")
-    source_tree(work.behind, 160, 25)
+    source_tree(work.behind, 120, 25)
     return work
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from harness import Work, need_that, outcome
+from harness.actor import actors
 from harness.files import opened
 from harness.syscalls import exchange
 
@@ -44,6 +45,7 @@ def test_saving_in_place(work: Work) -> None:
         assert (work.behind / "document").read_text() == path.read_text() == text
 
 
+@pytest.mark.beyond_libfuse("rename flags")
 def test_exchange_of_two_names(work: Work) -> None:
     one, two = work.path / "one", work.path / "two"
     one.mkdir()
@@ -72,6 +74,21 @@ def test_an_edit_on_the_client_is_seen_on_the_server_at_once(work: Work) -> None
     assert outcome(os.stat, here) == "ENOENT"
     there.mkdir()
     assert here.is_dir()
+
+
+@pytest.mark.parametrize("side", ["path", "behind"], ids=["on-the-server", "on-the-client"])
+def test_a_reader_never_misses_a_file_that_is_saved_by_rename(work: Work, side: str) -> None:
+    """Between its lookup and its opening the name may come to mean another file: then that one is read."""
+    document, here = getattr(work, side) / "document", work.path / "document"
+    document.write_bytes(b"0" * 5000)
+    with actors(1) as (writer,):
+        for number in range(300):
+            writer.tell("replace", document, str(number % 10).encode() * 5000)
+            for content in (here.read_bytes(), here.read_bytes()):
+                assert (len(content), len(set(content))) == (5000, 1)
+            assert here.stat().st_size == 5000
+            writer.answer()
+            assert here.read_bytes() == str(number % 10).encode() * 5000
 
 
 def test_a_same_sized_edit_on_the_client_is_read_by_the_next_open(work: Work) -> None:
@@ -147,7 +164,7 @@ def test_a_sparse_file_of_five_gibibytes_is_copied_as_one(work: Work, tmp_path: 
 
 @pytest.mark.parametrize("block", [512, 4096, 100_000, 2**20, 5 * 2**20])
 def test_dd_in_any_block_size(work: Work, block: int) -> None:
-    content = bytes(range(256)) * (12 * 4096)
+    content = bytes(range(256)) * (6 * 4096)
     source = work.behind / "source"
     source.write_bytes(content)
     subprocess.run(

@@ -86,7 +86,7 @@ def test_appends_of_two_processes_lose_nothing(work: Work, pair: tuple[Actor, Ac
     assert (work.path / "log").read_bytes() == content
 
 
-@pytest.mark.parametrize("kind", ["flock", "lock"])
+@pytest.mark.parametrize("kind", [pytest.param("flock", marks=pytest.mark.beyond_libfuse("flock")), "lock"])
 @pytest.mark.parametrize("holder", ["server", "client"])
 class TestLocksAcross:
     """A program on the server and one on the client exclude each other, whichever was first."""

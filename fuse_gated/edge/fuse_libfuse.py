@@ -1,0 +1,188 @@
+"""The libfuse driver, as the worker has it: requests come from the process that runs libfuse, over a socket pair.
+
+A worker is caged before it reads a peer's first byte, and can then neither mount nor start threads; libfuse does both. So it
+runs in a process of its own (libfuse_host.py), which hands each request on. Nodes are paths here.
+
+What libfuse does to open files that lose their name is undone here: see tree/by_path.py.
+"""
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from errno import EACCES, ENOENT
+from typing import Final
+
+import msgspec
+
+from fuse_gated import operations as op
+from fuse_gated.edge import hosting
+from fuse_gated.edge.fuse_kernel import Negotiated
+from fuse_gated.edge.loop import Loop
+from fuse_gated.errors import ProtocolError
+from fuse_gated.operations import Answer, Caller, Request
+from fuse_gated.paths import join
+from fuse_gated.tree.by_path import is_hidden_name
+
+_REQUESTS_A_TURN: Final = 16
+_OUR_OWN: Final = 0
+"""The number of the one request that is ours, and whose answer is for nobody."""
+
+
+class LibfuseDriver:
+    """Serves one mount. `on_request(unique, caller, request)` is called for each request; a request's data lies in the
+    driver's buffer and is good until the callback returns. `on_ready` is called once, when libfuse serves the mount, and
+    `on_end` once, when its process is gone or sends nonsense. The descriptor becomes the driver's."""
+
+    def __init__(
+        self,
+        fd: int,
+        loop: Loop,
+        on_request: Callable[[int, Caller, Request], None],
+        on_ready: Callable[[], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self.fd = fd
+        self.negotiated: Negotiated | None = None
+        self._loop = loop
+        self._on_request = on_request
+        self._on_ready = on_ready
+        self._on_end = on_end
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * hosting.MAX_PACKET)
+        # Waiting for room is a matter of its own: whoever serves the mount watches `fd` for requests.
+        self._writable = os.dup(fd)
+        self._outgoing: deque[bytes] = deque()
+        self._buffer = bytearray(hosting.MAX_PACKET)
+        self._view = memoryview(self._buffer)
+        self._aliases: set[bytes] = set()
+        self._hiding: dict[int, bytes] = {}
+        self._hidden: set[int] = set()
+        self._ended = False
+
+    def ready(self, _events: int = 0) -> None:
+        """Read what libfuse has, a few requests at most."""
+        for _ in range(_REQUESTS_A_TURN):
+            try:
+                size = self._socket.recv_into(self._buffer)
+            except BlockingIOError:
+                return
+            except OSError:
+                size = 0
+            if size:
+                self._one(self._view[:size])
+            else:
+                self._end()
+            if self._ended:
+                return
+
+    def answer(self, unique: int, answer: Answer) -> None:
+        """Answer a request."""
+        alias = self._hiding.pop(unique, None)
+        if alias is not None and isinstance(answer, op.Done):
+            self._aliases.add(alias)
+        if unique in self._hidden:
+            self._hidden.remove(unique)
+            answer = _with_hidden_link(answer)
+        if unique != _OUR_OWN:
+            self._send(hosting.encode_answer(unique, answer))
+
+    def invalidate_inode(self, node: int, *, pages: bool) -> None:
+        """libfuse 2 cannot tell the kernel: what it holds is short-lived instead (`edge.libfuse.LACKS`)."""
+
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
+        """As `invalidate_inode`."""
+
+    def _one(self, packet: memoryview) -> None:
+        try:
+            message = hosting.decode_request(packet)
+            if isinstance(message, hosting.Began):
+                self._begin(message)
+                return
+            if self.negotiated is None:
+                raise ProtocolError("a request before the mount is there")
+        except ProtocolError:
+            # It runs under our own uid, so it is not the one it was: nothing more is believed.
+            self._end()
+            return
+        unique, caller, request = message
+        wanted = self._translated(unique, request)
+        if isinstance(wanted, Request):
+            self._on_request(unique, caller, wanted)
+        else:
+            self.answer(unique, wanted)
+
+    def _begin(self, message: hosting.Began) -> None:
+        if self.negotiated is not None:
+            raise ProtocolError("the mount has begun before")
+        self.negotiated = Negotiated(message.minor, 0, message.max_write)
+        self._on_ready()
+        # The root's device is what other files' are compared with, and programs may never look at the root itself.
+        self._on_request(_OUR_OWN, Caller(0, 0, 0), op.Getattr(b""))
+
+    def _translated(self, unique: int, request: Request) -> Request | op.Failed:
+        """Turns the hiding of open files back into what it stands for. Hidden names are libfuse's alone: for others they do
+        not exist and cannot be made."""
+        if isinstance(request, op.Rename | op.Link) and is_hidden_name(request.new_name):
+            return self._hide(unique, request)
+        name = getattr(request, "name", b"")
+        if not is_hidden_name(name) or isinstance(request, op.Getxattr | op.Setxattr | op.Removexattr):
+            return request
+        parent = getattr(request, "parent", b"")
+        alias = join(parent, name)
+        if isinstance(request, op.Lookup) and alias in self._aliases:
+            self._hidden.add(unique)
+            return op.Getattr(alias)
+        if isinstance(request, op.Unlink) and alias in self._aliases:
+            self._aliases.remove(alias)
+            return request
+        removes = isinstance(request, op.Lookup | op.Unlink | op.Rmdir | op.Rename)
+        return op.Failed(ENOENT if removes else EACCES)
+
+    def _hide(self, unique: int, request: op.Rename | op.Link) -> Request | op.Failed:
+        if not isinstance(request, op.Rename) or request.parent != request.new_parent or is_hidden_name(request.name):
+            return op.Failed(EACCES)
+        alias = join(bytes(request.parent), request.new_name)
+        self._hiding[unique] = alias
+        return op.Unlink(request.parent, request.name, alias)
+
+    def _send(self, packet: bytes) -> None:
+        if self._outgoing:
+            self._outgoing.append(packet)
+            return
+        try:
+            self._socket.send(packet)
+        except BlockingIOError:
+            self._outgoing.append(packet)
+            self._loop.watch(self._writable, self._has_room, read=False, write=True)
+        except OSError:
+            # It is gone, which `ready` learns too: there is nobody left to answer.
+            return
+
+    def _has_room(self, _events: int) -> None:
+        while self._outgoing:
+            try:
+                self._socket.send(self._outgoing[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self._outgoing.clear()
+                break
+            self._outgoing.popleft()
+        self._loop.forget(self._writable)
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._loop.forget(self._writable)
+            self._on_end()
+
+
+def _with_hidden_link(answer: Answer) -> Answer:
+    """libfuse takes one link off what it has hidden (fuse.c, fuse_lib_getattr), because it believes that its hidden name is
+    there."""
+    if isinstance(answer, op.Attr):
+        attributes = msgspec.structs.replace(answer.attributes, nlink=answer.attributes.nlink + 1)
+        return msgspec.structs.replace(answer, attributes=attributes)
+    return answer

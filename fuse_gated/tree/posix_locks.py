@@ -1,0 +1,89 @@
+"""The POSIX locks that were taken through one mount. The client holds them; this remembers whose they are, because the client
+knows no pids of the server, and because a close(2) by who has none need not ask the client."""
+
+from typing import NamedTuple, Protocol
+
+UNLOCK = 2
+"""F_UNLCK."""
+
+Place = int | bytes
+"""What locks are on: a node's number, or a path where the driver has none (`Handle.place`)."""
+
+
+class Range(Protocol):
+    """A lock as a request or an answer has it: `end` is inclusive."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def type(self) -> int: ...
+
+
+class Owned(Range, Protocol):
+    @property
+    def owner(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+
+
+class Held(NamedTuple):
+    owner: int
+    start: int
+    end: int
+    type: int
+    pid: int
+
+
+class PosixLocks:
+    """Which owner has which range of which file, as fcntl(2) splits and joins them."""
+
+    def __init__(self) -> None:
+        self._held: dict[Place, list[Held]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(held) for held in self._held.values())
+
+    def changed(self, place: Place, request: Owned) -> None:
+        """The client took or gave up a lock."""
+        left: list[Held] = []
+        for lock in self._held.pop(place, []):
+            if lock.owner != request.owner or lock.end < request.start or request.end < lock.start:
+                left.append(lock)
+                continue
+            if lock.start < request.start:
+                left.append(lock._replace(end=request.start - 1))
+            if request.end < lock.end:
+                left.append(lock._replace(start=request.end + 1))
+        if request.type != UNLOCK:
+            left.append(Held(request.owner, request.start, request.end, request.type, request.pid))
+        if left:
+            self._held[place] = left
+
+    def has(self, place: Place, owner: int) -> bool:
+        """Whether a close(2) by `owner` gives up a lock."""
+        return any(lock.owner == owner for lock in self._held.get(place, ()))
+
+    def holder(self, place: Place, asker: int, found: Range) -> int:
+        """The pid of who has the lock that the client found in the asker's way; 0 if that is a program on the client's side."""
+        for lock in self._held.get(place, ()):
+            if lock.owner != asker and lock.type == found.type and lock.start <= found.end and found.start <= lock.end:
+                return lock.pid
+        return 0
+
+    def flushed(self, place: Place, owner: int) -> None:
+        """close(2): the owner has no lock on the file any more."""
+        left = [lock for lock in self._held.pop(place, []) if lock.owner != owner]
+        if left:
+            self._held[place] = left
+
+    def moved(self, place: Place, new: Place) -> None:
+        """The file has another path by now."""
+        held = self._held.pop(place, [])
+        if held:
+            self._held[new] = held
+
+    def closed(self, place: Place) -> None:
+        """The last handle is gone, and all locks with it."""
+        self._held.pop(place, None)

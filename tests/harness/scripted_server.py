@@ -1,0 +1,164 @@
+"""A server made by hand, which can break every rule, for the client's tests. It runs on a loop, by a script.
+
+A script is a generator: it yields what to send (frames, raw messages, or calls to make) and is given what the client says
+next, frame by frame. When it ends, so does the client: it says goodbye, or the server closes, as the test chooses.
+"""
+
+import http
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from fuse_gated.edge.loop import Loop
+from fuse_gated.edge.websocket import WebSocket
+from fuse_gated.wire import codec
+from fuse_gated.wire.messages import OPERATION_OF, SUBPROTOCOL, Arguments, Ask, Frame, Terms, Welcome
+
+MOUNT: Final = "/run/fuse-gated/mnt/acme/export"
+
+Step = Frame | bytes | Callable[["ScriptedServer"], None]
+Script = Callable[[], Generator[Iterable[Step], Any, None]]
+
+
+def welcome(requests: int = 64, size: int = 2**26, mount: str = MOUNT) -> Welcome:
+    return Welcome(Terms(session="session-1", resume=b"r" * 32, mount=mount, max_in_flight=requests, max_bytes_in_flight=size))
+
+
+def asks(*arguments: Arguments, first: int = 1) -> list[Ask]:
+    """Requests with ids from `first` on."""
+    return [Ask(number, OPERATION_OF[type(one)], one) for number, one in enumerate(arguments, first)]
+
+
+class ScriptedServer:
+    """Listens on a port of 127.0.0.1 and serves one connection after the other. `answer` is the upgrade's: None accepts."""
+
+    def __init__(self, loop: Loop, script: Script | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self.loop = loop
+        self.script = script
+        self.answer: tuple[int, str] | None = None
+        self.subprotocols: list[str] | None = [SUBPROTOCOL]
+        self.headers: dict[str, str] = {}
+        self.requests: list[Request] = []
+        self.closed: list[tuple[int, str]] = []
+        self.ended = threading.Event()
+        self.websocket: WebSocket | None = None
+        self.connection: socket.socket | None = None
+        self.on_end: Callable[[], None] = lambda: None
+        self._tls = tls
+        self._play: Generator[Iterable[Step], Any, None] | None = None
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        loop.watch(self._listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        self.loop.forget(self._listener.fileno())
+        self._listener.close()
+        if self.websocket is not None:
+            self.websocket.abort()
+
+    def send(self, *steps: Step) -> None:
+        """Frames that follow one another go as one message; bytes are a message as they are."""
+        assert self.websocket is not None
+        batch = codec.Batch()
+        for step in steps:
+            if isinstance(step, Frame):
+                batch.add(step)
+                continue
+            for message in batch.take():
+                self.websocket.send(message)
+            if isinstance(step, bytes):
+                self.websocket.send(step)
+            else:
+                step(self)
+        for message in batch.take():
+            self.websocket.send(message)
+
+    def fall_silent(self) -> None:
+        """Neither read nor write any more, not even pongs."""
+        assert self.connection is not None
+        self.loop.forget(self.connection.fileno())
+
+    def on_request(self, request: Request) -> None:
+        assert self.websocket is not None
+        self.requests.append(request)
+        protocol = self.websocket.protocol
+        assert isinstance(protocol, ServerProtocol)
+        if self.answer is not None:
+            protocol.send_response(protocol.reject(http.HTTPStatus(self.answer[0]), self.answer[1]))
+        else:
+            response = protocol.accept(request)
+            response.headers.update(self.headers)
+            protocol.send_response(response)
+        self.websocket.flush_soon()
+
+    def on_response(self, response: Response) -> None:
+        """A server gets none."""
+
+    def on_message(self, data: bytes | bytearray) -> None:
+        for frame in codec.decode_from_client(bytes(data)):
+            self._say(frame)
+
+    def on_closed(self, code: int, reason: str) -> None:
+        self.closed.append((code, reason))
+        self.ended.set()
+
+    def _accept(self, _events: int) -> None:
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        subprotocols = None if self.subprotocols is None else [Subprotocol(name) for name in self.subprotocols]
+        self.connection = connection
+        self.websocket = WebSocket(self.loop, connection, ServerProtocol(subprotocols=subprotocols, max_size=None), self)
+        if self.script is not None:
+            self._play = self.script()
+            assert next(self._play) == ()
+
+    def _say(self, frame: Any) -> None:
+        if self._play is None:
+            return
+        try:
+            self.send(*self._play.send(frame))
+        except StopIteration:
+            self._play = None
+            self.on_end()
+
+
+class Authority:
+    """A certificate authority of the test's own, made with openssl(1), and what it signed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.certificate = directory / "ca.pem"
+        self._openssl("req", "-x509", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem", "-days", "2")
+
+    def sign(self, name: str, extension: str = "subjectAltName=IP:127.0.0.1") -> tuple[Path, Path]:
+        """(certificate, key) for `name`."""
+        (self.directory / f"{name}.ext").write_text(extension + "\n")
+        self._openssl("req", "-new", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        self._openssl(
+            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+            "-extfile", f"{name}.ext", "-days", "2", "-out", f"{name}.pem", new_key=False,
+        )  # fmt: skip
+        return self.directory / f"{name}.pem", self.directory / f"{name}.key"
+
+    def server_context(self, *, client_certificates: bool = False) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.sign("server"))
+        if client_certificates:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(self.certificate)
+        return context
+
+    def _openssl(self, command: str, *arguments: str, new_key: bool = True) -> None:
+        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"] if new_key else []
+        subprocess.run(["openssl", command, *key, *arguments], cwd=self.directory, check=True, capture_output=True)

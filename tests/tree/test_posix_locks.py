@@ -1,0 +1,63 @@
+"""The locks' table against fcntl(2)'s own splitting and joining, byte by byte."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuse_gated.operations import Setlk
+from fuse_gated.tree.posix_locks import UNLOCK, Held, PosixLocks
+
+
+def taken(owner: int, start: int, end: int, kind: int, pid: int = 7) -> Setlk:
+    return Setlk(1, 1, owner, start, end, kind, pid, False, False)
+
+
+requests = st.lists(
+    st.builds(
+        lambda owner, one, two, kind: taken(owner, min(one, two), max(one, two), kind, 100 + owner),
+        st.integers(1, 3), st.integers(0, 9), st.integers(0, 9), st.sampled_from([0, 1, UNLOCK]),
+    ),
+    max_size=12,
+)  # fmt: skip
+
+
+@given(requests)
+def test_each_byte_is_whose_it_was_last_made(sequence: list[Setlk]) -> None:
+    locks, model = PosixLocks(), {}
+    for request in sequence:
+        locks.changed(5, request)
+        for byte in range(request.start, request.end + 1):
+            model.pop((request.owner, byte), None)
+            if request.type != UNLOCK:
+                model[request.owner, byte] = request.type
+    for owner in (1, 2, 3):
+        assert locks.has(5, owner) == any(key[0] == owner for key in model)
+        for byte in range(10):
+            for kind in (0, 1):
+                pid = locks.holder(5, 0, Held(0, byte, byte, kind, 0))
+                holders = {100 + key[0] for key, value in model.items() if key[1] == byte and value == kind}
+                assert pid in holders if holders else pid == 0
+
+
+def test_an_owner_is_not_in_its_own_way() -> None:
+    locks = PosixLocks()
+    locks.changed(b"path", taken(1, 0, 9, 1))
+    assert locks.holder(b"path", 1, Held(0, 0, 9, 1, 0)) == 0
+    assert locks.holder(b"path", 2, Held(0, 3, 3, 1, 0)) == 7
+    assert locks.holder(b"other", 2, Held(0, 3, 3, 1, 0)) == 0
+
+
+def test_close_gives_up_the_owners_locks_and_no_others() -> None:
+    locks = PosixLocks()
+    locks.changed(5, taken(1, 0, 9, 0))
+    locks.changed(5, taken(2, 0, 9, 0))
+    locks.flushed(5, 1)
+    assert not locks.has(5, 1)
+    assert locks.has(5, 2)
+    locks.flushed(5, 2)
+    assert len(locks) == 0
+    locks.changed(5, taken(2, 0, 9, 0))
+    locks.closed(5)
+    locks.closed(6)
+    assert len(locks) == 0

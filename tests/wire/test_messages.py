@@ -1,0 +1,53 @@
+"""wire/messages.py: every operation has arguments and a result, and arrays may grow at their end."""
+
+import msgspec
+import pytest
+
+from fuse_gated.wire import messages
+from fuse_gated.wire.messages import ARGUMENTS, OPERATION_OF, RESULTS, Arguments, Ask, Cancel, Hello, Notice, Offer, Reply, Terms
+
+FRAMES = [
+    (Hello(Offer(export="src")), ["hello", {"export": "src", "program": "", "root": b"", "capabilities": [], "resume": None,
+                                           "token": None}]),
+    (messages.Welcome(Terms(session="s", resume=b"r", mount="/m", max_in_flight=1, max_bytes_in_flight=2)),
+     ["welcome", {"session": "s", "resume": b"r", "mount": "/m", "max_in_flight": 1, "max_bytes_in_flight": 2,
+                  "max_data": 2**20, "deadline": 30.0}]),
+    (Ask(2, "unlink", messages.Unlink(b"f")), ["ask", 2, "unlink", [b"f"]]),
+    (Cancel(2), ["cancel", 2]),
+    (Reply(2, None, 5), ["reply", 2, None, 5]),
+    (Reply(2, "EACCES"), ["reply", 2, "EACCES", None]),
+    (Notice((b"a/b",)), ["notice", [b"a/b"]]),
+]  # fmt: skip
+
+
+def test_every_operation_has_arguments_and_a_result():
+    assert ARGUMENTS.keys() == RESULTS.keys()
+
+
+def test_every_structure_of_arguments_is_one_operations():
+    assert set(OPERATION_OF) == set(Arguments.__subclasses__())
+    assert {name: ARGUMENTS[name] for name in OPERATION_OF.values()} == ARGUMENTS
+
+
+@pytest.mark.parametrize(("frame", "form"), FRAMES)
+def test_a_frame_is_an_array_with_its_tag_first(frame, form):
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(frame)) == form
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_may_be_followed_by_what_a_later_version_adds(name):
+    values = [_value(field.type) for field in msgspec.structs.fields(ARGUMENTS[name])]
+    arguments = msgspec.msgpack.decode(msgspec.msgpack.encode([*values, "new", 7]), type=ARGUMENTS[name])
+    assert list(msgspec.structs.astuple(arguments)) == values
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_that_have_defaults_may_be_left_out(name):
+    required = [field for field in msgspec.structs.fields(ARGUMENTS[name]) if field.required]
+    encoded = msgspec.msgpack.encode([_value(field.type) for field in required])
+    assert isinstance(msgspec.msgpack.decode(encoded, type=ARGUMENTS[name]), ARGUMENTS[name])
+
+
+def _value(kind):
+    simple = {int: 3, bytes: b"x", bool: True, memoryview: b"x", messages.Target: b"x"}
+    return simple.get(kind)

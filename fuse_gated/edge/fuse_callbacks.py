@@ -65,7 +65,7 @@ class Callbacks:
 
     def __init__(self, ask: Ask, on_began: Callable[[int], None]) -> None:
         self._ask = ask
-        self.began = on_began
+        self.init = on_began
 
     def __call__(self, name: str, *arguments: Any) -> Any:
         return getattr(self, name)(*arguments)
@@ -143,7 +143,7 @@ class Callbacks:
             self._ask(op.Setattr(_node(path or "/"), size=size))
         return 0
 
-    def set_times(self, path: str, times: Timespecs) -> int:
+    def utimens(self, path: str, times: Timespecs) -> int:
         self._ask(op.Setattr(_node(path), atime=_time(*times.atime), mtime=_time(*times.mtime)))
         return 0
 
@@ -236,7 +236,7 @@ class Callbacks:
         handle: int = self._ask(op.Opendir(_node(path), os.O_RDONLY))
         return handle
 
-    def list(self, handle: int, offset: int, fill: Fill) -> bool:
+    def readdir(self, handle: int, offset: int, fill: Fill) -> bool:
         """Give `fill` entries from `offset` on, until it has no more room (False). Whether there are any."""
         entries = self._ask(op.Readdir(b"", handle, offset, _LISTED_AT_ONCE, False))
         for name, inode, following, kind in entries:

@@ -129,8 +129,8 @@ def is_interrupted() -> bool:
 def serve(operations: Any, point: str, options: dict[str, Any]) -> None:
     """Mount at `point` and serve `operations` until the mount is gone.
 
-    Beyond what fusepy asks of its operations, they have `began(max_write)`, `list(handle, offset, fill)` and
-    `set_times(path, times)`. Raises RuntimeError where it cannot be mounted; libfuse has then told why on stderr.
+    Three operations have other arguments than fusepy's: `init(max_write)`, `readdir(handle, offset, fill)` and
+    `utimens(path, times)`. Raises RuntimeError where it cannot be mounted; libfuse has then told why on stderr.
     """
     mount = type("Mount", (library().FUSE,), {"init": init, "readdir": _readdir, "utimens": _utimens})
     mount(operations, os.fsencode(point).decode(ENCODING), raw_fi=True, encoding=ENCODING, foreground=True, **options)
@@ -138,7 +138,7 @@ def serve(operations: Any, point: str, options: dict[str, Any]) -> None:
 
 def init(mount: Any, connection: int) -> int:
     """fusepy's own does not tell its operations what was negotiated. (It knows this one by its name.)"""
-    mount.operations("began", _CONNECTION.from_address(connection)[3])
+    mount.operations("init", _CONNECTION.from_address(connection)[3])
     return 0
 
 
@@ -150,7 +150,7 @@ def _readdir(mount: Any, _path: bytes | None, buffer: int, filler: Any, offset: 
         status = binding.c_stat(st_ino=inode, st_mode=type_)
         return bool(filler(buffer, name, status, following) == 0)
 
-    if not mount.operations("list", info.contents.fh, offset, fill):
+    if not mount.operations("readdir", info.contents.fh, offset, fill):
         # After an end without this, libfuse takes every position for the end, a smaller one that seekdir(3) goes to as well.
         fill(_NO_NAME, 0, 0, 1)
     return 0
@@ -160,7 +160,7 @@ def _utimens(mount: Any, path: bytes, times: Any) -> Any:
     """fusepy's own adds seconds and nanoseconds up, where UTIME_NOW and UTIME_OMIT are lost."""
     atime, mtime = times.contents.actime, times.contents.modtime
     given = Timespecs((atime.tv_sec, atime.tv_nsec), (mtime.tv_sec, mtime.tv_nsec))
-    return mount.operations("set_times", path.decode(ENCODING), given)
+    return mount.operations("utimens", path.decode(ENCODING), given)
 
 
 def unmounter() -> str | None:

@@ -12,7 +12,7 @@ NOT_DIRECTORIES = [kind for kind in KINDS if kind != "directory"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_name_is_gone(area: Path, kind: str) -> None:
+def test_the_name_gone(area: Path, kind: str) -> None:
     path = make(kind, area / "thing")
     remove(path)
     assert outcome(os.lstat, path) == "ENOENT"

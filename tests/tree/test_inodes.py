@@ -37,7 +37,7 @@ def make(inodes, path, kind=REGULAR, inode=None, nlink=1):
 def test_the_root_is_number_one_and_has_no_path(inodes):
     assert inodes.get(ROOT) is inodes.root
     assert inodes.path(inodes.root) == b""
-    assert not inodes.is_gone(inodes.root)
+    assert not inodes.gone(inodes.root)
     assert list(inodes) == [inodes.root]
 
 
@@ -62,7 +62,7 @@ def test_another_file_of_the_same_name_is_another_node(inodes, changed):
     new = inodes.known(inodes.root, b"a", msgspec.structs.replace(attributes(5), **changed))
     assert new.id != old.id
     assert inodes.root.children[b"a"] is new
-    assert (inodes.is_gone(old), inodes.is_gone(new)) == (True, False)
+    assert (inodes.gone(old), inodes.gone(new)) == ("ESTALE", "")
 
 
 def test_what_is_no_identity_may_change(inodes):
@@ -134,21 +134,21 @@ def test_a_node_stays_for_what_is_open_on_it(inodes):
 def test_what_was_removed_is_gone_and_keeps_its_last_path(inodes):
     node = make(inodes, b"d/a")
     inodes.removed(node)
-    assert (inodes.path(node), inodes.is_gone(node)) == (b"d/a", True)
+    assert (inodes.path(node), inodes.gone(node)) == (b"d/a", "ENOENT")
     assert node.parent.children == {}
     assert inodes.get(node.id) is node, "the kernel still knows it"
     again = inodes.known(node.parent, b"a", attributes(300))
-    assert (inodes.path(again), inodes.is_gone(again)) == (b"d/a", False)
+    assert (inodes.path(again), inodes.gone(again)) == (b"d/a", "")
     inodes.removed(node)
     assert node.parent.children[b"a"] is again
 
 
 def test_what_is_beneath_a_removed_directory_is_gone_too(inodes):
     child = make(inodes, b"d/e/a")
-    assert not inodes.is_gone(child)
+    assert not inodes.gone(child)
     inodes.removed(child.parent.parent)
-    assert inodes.is_gone(child)
-    assert inodes.is_gone(child.parent)
+    assert inodes.gone(child)
+    assert inodes.gone(child.parent)
 
 
 def test_what_was_removed_and_forgotten_is_dropped(inodes):
@@ -174,8 +174,8 @@ def test_a_renamed_node_moves_with_everything_beneath_it(inodes):
 def test_what_is_replaced_is_gone(inodes):
     a, b = make(inodes, b"a"), make(inodes, b"b")
     inodes.renamed(inodes.root, b"a", inodes.root, b"b", exchange=False)
-    assert (inodes.path(a), inodes.is_gone(a)) == (b"b", False)
-    assert inodes.is_gone(b)
+    assert (inodes.path(a), inodes.gone(a)) == (b"b", "")
+    assert inodes.gone(b) == "ESTALE"
     assert inodes.root.children == {b"b": a}
 
 
@@ -191,15 +191,15 @@ def test_exchanged_nodes_change_places(inodes):
     a, b = make(inodes, b"d/a"), make(inodes, b"e/b")
     inodes.renamed(a.parent, b"a", b.parent, b"b", exchange=True)
     assert (inodes.path(a), inodes.path(b)) == (b"e/b", b"d/a")
-    assert not inodes.is_gone(a)
-    assert not inodes.is_gone(b)
+    assert not inodes.gone(a)
+    assert not inodes.gone(b)
 
 
 @pytest.mark.parametrize("exchange", [False, True])
 def test_a_rename_of_what_is_not_known_takes_away_what_was_known_at_its_new_name(inodes, exchange):
     b = make(inodes, b"b")
     inodes.renamed(inodes.root, b"a", inodes.root, b"b", exchange=exchange)
-    assert inodes.is_gone(b) is not exchange
+    assert inodes.gone(b) == ("" if exchange else "ESTALE")
     assert inodes.root.children == ({b"a": b} if exchange else {})
 
 
@@ -213,7 +213,7 @@ def test_an_exchange_with_what_is_not_known_moves_the_other(inodes):
 def test_a_rename_to_itself_changes_nothing(inodes, exchange):
     a = make(inodes, b"a")
     inodes.renamed(inodes.root, b"a", inodes.root, b"a", exchange=exchange)
-    assert (inodes.path(a), inodes.is_gone(a)) == (b"a", False)
+    assert (inodes.path(a), inodes.gone(a)) == (b"a", "")
 
 
 def test_a_directory_that_a_rename_left_empty_and_nobody_needs_is_dropped(inodes):
@@ -237,9 +237,9 @@ def test_directories_may_be_nested_deeper_than_any_stack(inodes):
     assert path.count(b"/") == 4999
     inodes.renamed(inodes.root, b"n0", other, b"m", exchange=False)
     assert inodes.path(node) == b"x/m" + path[2:]
-    assert not inodes.is_gone(node)
+    assert not inodes.gone(node)
     inodes.removed(other)
-    assert inodes.is_gone(node)
+    assert inodes.gone(node)
     assert inodes.path(node) == b"x/m" + path[2:]
 
 
@@ -443,24 +443,24 @@ class Model(RuleBasedStateMachine):
             assert node.id == ROOT or self.lookups[node.id] or node.handles or node.children
 
     @invariant()
-    def a_node_has_the_path_of_its_file_or_is_gone(self):
+    def a_node_has_the_path_of_its_file_or_gone(self):
         for number, (path, file) in self.seen.items():
             node = self.inodes.get(number)
-            assert self.inodes.is_gone(node) == (path is None), (number, path)
+            assert bool(self.inodes.gone(node)) == (path is None), (number, path)
             if path is not None:
                 assert self.inodes.path(node) == path
                 assert number == ROOT or node.identity == identity_of(attributes(file, DIRECTORY if file < 1000 else REGULAR))
 
     @invariant()
     def no_two_nodes_that_are_not_gone_have_one_path(self):
-        paths = [self.inodes.path(node) for node in self.inodes if not self.inodes.is_gone(node)]
+        paths = [self.inodes.path(node) for node in self.inodes if not self.inodes.gone(node)]
         assert len(set(paths)) == len(paths)
 
     @invariant()
     def children_and_parents_agree(self):
         for node in self.inodes:
             for name, child in node.children.items():
-                assert (child.parent, child.name, child.detached) == (node, name, False)
+                assert (child.parent, child.name, child.lost) == (node, name, "")
                 assert self.inodes.get(child.id) is child
 
 

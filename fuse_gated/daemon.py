@@ -32,7 +32,7 @@ from fuse_gated.errors import ConfigurationError, OperatorError, PeerError
 from fuse_gated.gate.admission import Logins, may_open
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.tenant import Identity, Tenant
-from fuse_gated.guest import Guest, watch_main_thread
+from fuse_gated.guest import Guest, main_thread_has_ended
 from fuse_gated.libfuse_mounter import LibfuseMounter
 from fuse_gated.mounter import Mounter
 from fuse_gated.standalone import DaemonParts
@@ -41,6 +41,7 @@ from fuse_gated.supervision import CLOSE_LIMIT, CLOSE_LOGIN, CLOSE_POLICY
 PROGRAM: Final = "fuse-gated"
 _END_PATIENCE: Final = 6.0
 _LOGIN_SLACK: Final = 2.0
+_LOOK_EVERY: Final = 1.0
 
 
 class Daemon:
@@ -81,6 +82,7 @@ class Daemon:
         gc.collect()
         gc.freeze()
         where = ", ".join(_shown(listener) for listener in self._parts.listeners)
+        self._look_for_dead()
         self._notify("READY=1")
         process.tell(PROGRAM, f"ready: listening on {where}, {len(self.tenants)} tenants, {self.drivers[0]} driver")
         self.loop.run()
@@ -149,7 +151,6 @@ class Daemon:
         )
         self.loop.watch(channel.fileno(), lambda _events: self._heard(guest))
         self.loop.watch(child.fileno(), lambda _events: self._reap(guest))
-        watch_main_thread(self.loop, child.pid, lambda: self._died(guest))
 
     def _heard(self, guest: Guest) -> None:
         try:
@@ -177,6 +178,13 @@ class Daemon:
                 asked, guest.asked = guest.asked, []
                 for answered in asked:
                     answered(guest.session)
+
+    def _look_for_dead(self) -> None:
+        """What a pidfd tells too late (`main_thread_has_ended`)."""
+        self.loop.after(_LOOK_EVERY, self._look_for_dead)
+        for guest in list(self.guests.values()):
+            if guest.mounted and not guest.dead and main_thread_has_ended(guest.child.pid):
+                self._died(guest)
 
     def _died(self, guest: Guest) -> None:
         """Its main thread has ended, or all of it. Whoever waits for an answer of it is told by its mount's end."""

@@ -1,19 +1,14 @@
 """A connection as the daemon sees it: a worker that may be anyone's, and what it was given."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 
 from fuse_gated import supervision
 from fuse_gated.edge.channel import Channel
-from fuse_gated.edge.loop import Loop, Timer
+from fuse_gated.edge.loop import Timer
 from fuse_gated.edge.process import Child
 from fuse_gated.gate.tenant import Tenant
-
-_PIDFD_THREAD = os.O_EXCL
-"""pidfd_open(2), Linux 6.9 and later: readable when this one thread has ended."""
-_LOOK_EVERY = 1.0
 
 
 class Guest:
@@ -53,35 +48,16 @@ class Guest:
         return self.opening or self.mounted or self.unmounting
 
 
-def watch_main_thread(loop: Loop, pid: int, on_end: Callable[[], None]) -> None:
-    """Call `on_end` when the main thread of a child that was not reaped has ended.
+def main_thread_has_ended(pid: int) -> bool:
+    """Whether the main thread of a child that was not reaped has ended.
 
     That can be long before the child has: a thread that waits in the kernel for a lock of the mount's (a notification does)
-    cannot be killed, and who holds the lock waits for an answer of the dead process. Only unmounting ends both.
+    cannot be killed, and who holds the lock waits for an answer of the dead process. Only unmounting ends both. No descriptor
+    tells of it: a pidfd is readable when the last thread has ended. A process's state is its main thread's (proc(5)).
     """
-    try:
-        thread = os.pidfd_open(pid, _PIDFD_THREAD)
-    except OSError:
-        loop.after(_LOOK_EVERY, lambda: _look(loop, pid, on_end))
-        return
-
-    def ended(_events: int) -> None:
-        loop.forget(thread)
-        os.close(thread)
-        on_end()
-
-    loop.watch(thread, ended)
-
-
-def _look(loop: Loop, pid: int, on_end: Callable[[], None]) -> None:
-    """For older kernels. The state of a process is that of its main thread (proc(5)); 'Z', or no such process: it has ended."""
-    state = "Z"
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as status:
-        state = status.read().rpartition(b")")[2].split()[0].decode()
-    if state == "Z":
-        on_end()
-    else:
-        loop.after(_LOOK_EVERY, lambda: _look(loop, pid, on_end))
+        return status.read().rpartition(b")")[2].split()[0] == b"Z"
+    return True
 
 
-__all__ = ["Guest", "watch_main_thread"]
+__all__ = ["Guest", "main_thread_has_ended"]

@@ -142,6 +142,8 @@ class LibfuseMounter:
         daemon = os.getpid()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         worker_end, host_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (worker_end, host_end):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * hosting.MAX_PACKET)
         try:
             with theirs, host_end:
                 child = process.spawn(

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from fuse_gated.edge.libfuse import LACKS
 from harness import LIVE, Mounted, Server, Stage, Work, need
 from harness.namespace import enter_private_namespace
 
@@ -17,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "expected_log(pattern): lines of the product's stderr that are no fault in this test")
-    config.addinivalue_line("markers", "beyond_libfuse(what): needs what libfuse 2 cannot do; skipped on that driver")
+    config.addinivalue_line("markers", "beyond_libfuse(name): needs what fuse_gated.edge.libfuse.LACKS names; skipped on libfuse")
     if "libfuse" in _drivers(config) and os.geteuid() == 0:
         enter_private_namespace()
 
@@ -33,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
         if mark is not None and "libfuse" in parameters:
             # Not `need`: the machine lacks nothing, and CI=true changes nothing about it.
-            item.add_marker(pytest.mark.skip(reason=f"libfuse 2 has no {mark.args[0]}"))
+            item.add_marker(pytest.mark.skip(reason=f"libfuse lacks {mark.args[0]}: {LACKS[mark.args[0]]}"))
 
 
 def _drivers(config: pytest.Config) -> list[str]:

@@ -151,7 +151,7 @@ class KernelDriver:
     def _one(self, size: int) -> None:
         length, opcode, unique, node, uid, gid, pid, _extensions, _ = IN_HEADER.unpack_from(self._buffer)
         body = self._view[IN_HEADER.size : length]
-        if length != size:
+        if length != size or size < IN_HEADER.size:
             raise KernelError(f"the kernel sent {size} bytes for a request of {length}")
         if opcode == INIT:
             self._init(unique, body)

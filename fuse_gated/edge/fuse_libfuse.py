@@ -32,7 +32,7 @@ _OUR_OWN: Final = 0
 class LibfuseDriver:
     """Serves one mount. `on_request(unique, caller, request)` is called for each request; a request's data lies in the
     driver's buffer and is good until the callback returns. `on_ready` is called once, when libfuse serves the mount, and
-    `on_end` once, when its process is gone or sends nonsense. The descriptor becomes the driver's."""
+    `on_end` once, when its process is gone or sends nonsense."""
 
     def __init__(
         self,
@@ -48,9 +48,7 @@ class LibfuseDriver:
         self._on_request = on_request
         self._on_ready = on_ready
         self._on_end = on_end
-        self._socket = socket.socket(fileno=fd)
-        self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * hosting.MAX_PACKET)
+        os.set_blocking(fd, False)
         # Waiting for room is a matter of its own: whoever serves the mount watches `fd` for requests.
         self._writable = os.dup(fd)
         self._outgoing: deque[bytes] = deque()
@@ -65,7 +63,7 @@ class LibfuseDriver:
         """Read what libfuse has, a few requests at most."""
         for _ in range(_REQUESTS_A_TURN):
             try:
-                size = self._socket.recv_into(self._buffer)
+                size = os.readv(self.fd, (self._buffer,))
             except BlockingIOError:
                 return
             except OSError:
@@ -107,7 +105,7 @@ class LibfuseDriver:
             self._end()
             return
         unique, caller, request = message
-        wanted = self._translated(unique, request)
+        wanted = self._translated(unique, caller, request)
         if isinstance(wanted, Request):
             self._on_request(unique, caller, wanted)
         else:
@@ -121,9 +119,12 @@ class LibfuseDriver:
         # The root's device is what other files' are compared with, and programs may never look at the root itself.
         self._on_request(_OUR_OWN, Caller(0, 0, 0), op.Getattr(b""))
 
-    def _translated(self, unique: int, request: Request) -> Request | op.Failed:
+    def _translated(self, unique: int, caller: Caller, request: Request) -> Request | op.Failed:
         """Turns the hiding of open files back into what it stands for. Hidden names are libfuse's alone: for others they do
         not exist and cannot be made."""
+        if isinstance(request, op.Open) and request.flags & os.O_TRUNC and caller.uid:
+            # libfuse 2 has no word for it, and with atomic_o_trunc the kernel leaves it to us (fuse_do_setattr).
+            return msgspec.structs.replace(request, kill_suidgid=True)
         if isinstance(request, op.Rename | op.Link) and is_hidden_name(request.new_name):
             return self._hide(unique, request)
         name = getattr(request, "name", b"")
@@ -152,7 +153,7 @@ class LibfuseDriver:
             self._outgoing.append(packet)
             return
         try:
-            self._socket.send(packet)
+            os.write(self.fd, packet)
         except BlockingIOError:
             self._outgoing.append(packet)
             self._loop.watch(self._writable, self._has_room, read=False, write=True)
@@ -163,7 +164,7 @@ class LibfuseDriver:
     def _has_room(self, _events: int) -> None:
         while self._outgoing:
             try:
-                self._socket.send(self._outgoing[0])
+                os.write(self.fd, self._outgoing[0])
             except BlockingIOError:
                 return
             except OSError:

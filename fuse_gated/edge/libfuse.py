@@ -37,8 +37,9 @@ LACKS: Final[dict[str, str]] = {
     "takeover": "a mount ends with its session's process: no other takes it over",
     "nodes": "a file is known by its name alone: what the client's own programs move away under a program that has it open is "
     "not found by fstat(2) (read, write and close go on), nor is a directory that was removed, or a file whose directory was",
-    "atomic replacement": "rename(2) over a file that is open on the server removes that first and then renames, so for a moment "
-    "neither is there, and a rename that is refused has removed it all the same",
+    "atomic replacement": "a name that another program replaces by rename(2) at this very moment may be missing (ENOENT); a file "
+    "that is open on the server is removed before another takes its name, and stays removed if that is then refused",
+    "hidden names": "names of .fuse_hidden and 16 hexadecimal digits are libfuse's own: they are not found and cannot be made",
     "combined changes": "one SETATTR of mode, owner, size and times arrives as several, of which the first may be done when the "
     "second fails",
     "large requests": "a READ or WRITE carries at most 128 KiB, and each costs two process switches more",

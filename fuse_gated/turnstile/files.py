@@ -107,6 +107,7 @@ def write(t: Desk, call: Call, request: operations.Write) -> None:
     _check_size(t, call, handle, request.offset + size)
     handle.unflushed = True
     append = bool(handle.flags & _APPEND) and not request.from_cache
+    # A view of the driver's buffer is encoded before the driver reads on, so it need not be copied unless it waits.
     data = memoryview(bytes(request.data) if t.session.would_wait(size) else request.data)
 
     def answered(count: int) -> None:

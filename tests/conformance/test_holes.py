@@ -42,7 +42,7 @@ def sparse(area: Path, behind: Callable[[Path], Path]) -> Path:
         (9 * MIB, None, None),
     ],
 )
-@pytest.mark.beyond_libfuse("lseek for data and holes")
+@pytest.mark.beyond_libfuse("lseek")
 def test_data_and_holes_are_found(sparse: Path, offset: int, data: int | None, hole: int | None) -> None:
     with opened(sparse, os.O_RDONLY) as descriptor:
         for whence, expected in ((os.SEEK_DATA, data), (os.SEEK_HOLE, hole)):

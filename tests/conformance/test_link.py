@@ -70,6 +70,7 @@ def test_an_open_descriptor_sees_what_is_done_through_the_other_name(area: Path)
         assert os.fstat(descriptor).st_nlink == 1
 
 
+@pytest.mark.beyond_libfuse("invalidation")
 def test_pages_already_read_through_one_name_follow_a_write_through_the_other(area: Path) -> None:
     one, two = make("file", area / "one"), area / "two"
     one.write_bytes(b"old!" * 2048)

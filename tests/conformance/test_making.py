@@ -132,6 +132,7 @@ def test_mkdir_of_the_dots_is_eexist(area: Path, name: str) -> None:
     assert outcome(os.mkdir, f"{area}/{name}") == "EEXIST"
 
 
+@pytest.mark.beyond_libfuse("nodes")
 def test_mkdir_in_a_removed_directory_is_enoent(area: Path) -> None:
     below = make("directory", area / "below")
     with opened(below, os.O_RDONLY | os.O_DIRECTORY) as descriptor:

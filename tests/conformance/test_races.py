@@ -6,6 +6,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pytest
 from harness import outcome
 from harness.files import create, make, opened
 
@@ -69,6 +70,7 @@ def test_only_one_moves_a_name(area: Path) -> None:
     assert len(os.listdir(area)) == 100
 
 
+@pytest.mark.beyond_libfuse("atomic replacement")
 def test_a_file_replaced_by_rename_is_never_missing(area: Path) -> None:
     """One process saves by rename, the others open and read: always whole, never ENOENT or ESTALE."""
     make("file", area / "document").write_bytes(b"0" * 5000)
@@ -93,6 +95,7 @@ def test_a_file_replaced_by_rename_is_never_missing(area: Path) -> None:
     assert at_once(race)[1:] == [{"whole"}] * (PROCESSES - 1)
 
 
+@pytest.mark.beyond_libfuse("atomic replacement")
 def test_a_link_replaced_by_rename_is_never_missing(area: Path) -> None:
     (area / "one").write_text("one")
     (area / "two").write_text("two")

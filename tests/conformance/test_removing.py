@@ -103,6 +103,7 @@ def test_a_removed_name_can_be_another_kind_of_thing(area: Path) -> None:
         assert os.fstat(descriptor).st_ino not in inodes
 
 
+@pytest.mark.beyond_libfuse("nodes")
 def test_a_removed_open_directory_is_empty_and_takes_nothing(area: Path) -> None:
     below = make("directory", area / "below")
     with opened(below, os.O_RDONLY) as descriptor:

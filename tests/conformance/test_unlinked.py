@@ -13,7 +13,14 @@ from harness.files import make, opened
 from harness.syscalls import FALLOC_KEEP_SIZE, fallocate, futimens
 
 
-@pytest.fixture(params=["unlinked", "replaced", "unlinked-and-made-anew", "directory-gone"])
+@pytest.fixture(
+    params=[
+        "unlinked",
+        "replaced",
+        "unlinked-and-made-anew",
+        pytest.param("directory-gone", marks=pytest.mark.beyond_libfuse("nodes")),
+    ]
+)
 def nameless(request: pytest.FixtureRequest, area: Path) -> Iterator[int]:
     """A descriptor of a file of ten bytes that has lost its name in one of several ways."""
     below = make("directory", area / "below")

@@ -73,6 +73,11 @@ def _configuration() -> Page:
     return Page(TOP / "docs/getting-started/configuration.md")
 
 
+@pytest.fixture(scope="session", name="quick_start")
+def _quick_start() -> Page:
+    return Page(TOP / "docs/getting-started/quick-start.md")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "page" in metafunc.fixturenames:
         metafunc.parametrize("page", pages(), ids=lambda page: page.name)

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 MAX_MESSAGE = 4 * 2**20
+MAX_DATA = 2**20
 PAGE = 1000
 ENTRY_ROOM = 500_000
 OPEN_READ, OPEN_WRITE, OPEN_TRUNCATE = 1, 2, 4
@@ -114,6 +115,8 @@ class Tree:
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
         fd, data = self.handle(handle), b""
+        if not 0 <= size <= MAX_DATA:
+            raise Refused("EINVAL")
         while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
             data += more
         return data
@@ -134,6 +137,8 @@ class Tree:
 
     def readdir(self, handle: int, cookie: int, count: int, with_attributes: bool) -> list[Any]:
         fd = self.handle(handle)
+        if cookie < 0 or count < 1:
+            raise Refused("EINVAL")
         if cookie == 0:
             with os.scandir(fd) as found:
                 self.listings[handle] = [[os.fsencode(one.name), one.inode(), 0] for one in found]
@@ -180,9 +185,11 @@ def attributes(s: os.stat_result) -> list[int]:
     return [s.st_dev, s.st_ino, s.st_mode, *owner, rdev, s.st_size, s.st_blocks, s.st_blksize, *times]
 
 
-OPERATIONS = (
-    "getattr", "readlink", "open", "read", "flush", "release", "opendir", "readdir", "releasedir", "statfs", "access",
-)  # fmt: skip
+ARGUMENTS = {
+    "getattr": 1, "readlink": 1, "open": 3, "read": 3, "flush": 2, "release": 1, "opendir": 1, "readdir": 4, "releasedir": 1,
+    "statfs": 0, "access": 2,
+}  # fmt: skip
+"""The operations that are served, and how many arguments we know of each."""
 
 
 class Client:
@@ -192,7 +199,12 @@ class Client:
         self.connection, self.tap = connection, tap
         self.tree = Tree(root)
         self.terms: dict[str, Any] = {}
-        offer = {"export": name, "program": "minimal/1", "root": os.fsencode(os.path.realpath(root)), "capabilities": ["read-only"]}
+        offer = {
+            "export": name,
+            "program": "minimal/1",
+            "root": os.fsencode(os.path.realpath(root)),
+            "capabilities": ["read-only"],
+        }
         self.send([["hello", offer]])
 
     def send(self, frames: list[Any]) -> None:
@@ -201,7 +213,8 @@ class Client:
         self.connection.send(message)
 
     def serve(self) -> None:
-        """Answers until the connection ends. One request after the other, so a cancel always comes too late."""
+        """Answers until the connection ends. One request after the other, so a cancel always comes too late, and never is more
+        than one message's worth of requests held."""
         for message in self.connection:
             if isinstance(message, str):
                 raise Violation(1003, "a text message")
@@ -235,10 +248,12 @@ class Client:
         raise Violation(1007, "not an array of frames")
 
     def reply(self, number: int, operation: str, arguments: list[Any]) -> list[Any]:
-        if operation not in OPERATIONS:
+        if operation not in ARGUMENTS:
             return ["reply", number, "ENOSYS", None]
         try:
-            return ["reply", number, None, getattr(self.tree, operation)(*arguments)]
+            return ["reply", number, None, getattr(self.tree, operation)(*arguments[: ARGUMENTS[operation]])]
+        except TypeError:
+            raise Violation(1007, f"arguments of {operation} that are none") from None
         except Refused as refused:
             return ["reply", number, refused.name, None]
         except (OverflowError, ValueError):

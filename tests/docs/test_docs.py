@@ -3,6 +3,7 @@
 import argparse
 import ast
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from fuse_gated.operations import Attributes, Filesystem, Unserved
 from fuse_gated.wire import codec, messages
 from fuse_gated.wire.messages import ARGUMENTS, RESULTS, Asked, Offer, Replied, Terms
 
+TOP = Path(__file__).parents[2]
 Tables = Callable[[str], list[list[list[str]]]]
 ZEROS = "0" * 64
 
@@ -139,6 +141,10 @@ SHOWN_RESULTS: dict[Any, str] = {
 }
 
 
+def shown_default(default: object) -> str:
+    return "" if default is msgspec.NODEFAULT else "nil" if default is None else str(default).lower()
+
+
 def test_every_operation_has_its_heading_once(operations: Any) -> None:
     assert re.findall(r"^### (.*)$", operations.section("## The operations"), re.MULTILINE) == list(ARGUMENTS)
 
@@ -149,11 +155,9 @@ def test_an_operation_has_its_arguments_and_its_result(name: str, operations: An
     kind = ARGUMENTS[name]
     rows = next(iter(tables_of(text)), []) if fields(kind) else []
     assert [code(row[0])[0] for row in rows] == fields(kind)
-    for row, default in zip(rows[::-1], [None, *kind.__struct_defaults__[::-1]] if not kind.__struct_defaults__ else
-                            [*kind.__struct_defaults__[::-1], *[msgspec.NODEFAULT] * len(rows)], strict=False):  # fmt: skip
-        shown = {None: ", nil", False: ", false", 0: ", 0"}.get(default if kind.__struct_defaults__ else msgspec.NODEFAULT, "")
-        assert row[1].endswith(shown), row
-        assert bool(shown) == ("," in row[1]), row
+    needed = len(rows) - len(kind.__struct_defaults__)
+    for row, default in zip(rows, [msgspec.NODEFAULT] * needed + list(kind.__struct_defaults__), strict=True):
+        assert row[1].partition(", ")[2] == shown_default(default), row
     result = re.search(r"^→ (.*)", text, re.MULTILINE)
     assert result is not None
     shown_result = SHOWN_RESULTS.get(RESULTS[name], "attributes")
@@ -201,12 +205,6 @@ def test_what_libfuse_lacks_is_listed(operations: Any, tables_of: Tables) -> Non
 # The configuration.
 
 
-def whole_files() -> Iterator[tuple[str, str]]:
-    from conftest import pages  # pragma: no cover
-
-    yield from ((page.name, block.body) for page in pages() for block in page.blocks)
-
-
 def test_yaml_blocks_are_taken(page: Any) -> None:
     """A policy, settings, or a list of rules."""
     for block in page.blocks:
@@ -240,7 +238,7 @@ def test_every_setting_is_told_with_its_default(configuration: Any, tables_of: T
     for prefix, rows in (("", top), ("admission", admission), ("audit", audit)):
         for row in rows:
             name, default = code(row[0])[0], code(row[1].rpartition("," if ";" not in row[1] else ";")[2])
-            if default:
+            if default and name != "file":
                 line = f"{name}: {default[0]}"
                 text = f"{prefix}: {{{line}}}" if prefix else line
                 assert parse_settings(text.encode(), "settings") == Settings(), text
@@ -313,13 +311,15 @@ def options(parser: argparse.ArgumentParser, words: list[str]) -> set[str]:
 
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:
     """(program, words) of every command of ours that a text shows."""
-    for found in re.finditer(r"(?<![\w/.-])(fuse-gatectl|fuse-gated|fuse-gate)(?![\w.-])([^\n`|;)'»\"]*)", text.replace("\\\n", " ")):
+    for found in re.finditer(
+        r"(?<![\w/.-])(fuse-gatectl|fuse-gated|fuse-gate)(?![\w.-])([^\n`|;)'»\"]*)", text.replace("\\\n", " ")
+    ):
         yield found[1], found[2].replace("[", " ").replace("]", " ").split()
 
 
 def test_options_and_subcommands_are_known(page: Any) -> None:
     known = parsers()
-    shown = [span for span in re.findall(r"`([^`\n]+)`", page.prose)]
+    shown = re.findall(r"`([^`\n]+)`", page.prose)
     for text in [*shown, *(block.body for block in page.blocks)]:
         for program, words in commands(text):
             parser = known[program]
@@ -331,11 +331,22 @@ def test_options_and_subcommands_are_known(page: Any) -> None:
 
 
 def test_the_control_socket_s_answers(authentication: Any, tables_of: Tables) -> None:
-    rows = {code(row[0])[0]: re.sub(r" \([^)]*\)", "", row[2]) for row in tables_of(authentication.section("## The control socket"))[0]}
+    rows = {
+        code(row[0])[0]: re.sub(r" \([^)]*\)", "", row[2])
+        for row in tables_of(authentication.section("## The control socket"))[0]
+    }
     assert rows["status"] == "a map: " + ", ".join(fields(control.Status))
     assert rows["sessions"] == "a list of maps: " + ", ".join(fields(control.Session))
 
 
+def test_what_is_installed_is_whole() -> None:
+    """installation.md has it installed by pip: every package must be named."""
+    project = tomllib.loads((TOP / "pyproject.toml").read_text("utf-8"))
+    found = {".".join(path.parent.relative_to(TOP).parts) for path in (TOP / "fuse_gated").rglob("__init__.py")}
+    assert set(project["tool"]["setuptools"]["packages"]) == found
+    assert set(project["project"]["scripts"]) == set(parsers())
+
+
 def test_the_catalog_explains_every_kind_of_record() -> None:
-    text = (Path(__file__).parents[2] / "systemd" / "fuse-gated.catalog").read_text("utf-8")
+    text = (TOP / "systemd" / "fuse-gated.catalog").read_text("utf-8")
     assert set(re.findall(r"^-- ([0-9a-f]{32})$", text, re.MULTILINE)) == {message_id for message_id, _, _ in KINDS.values()}

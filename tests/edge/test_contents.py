@@ -85,17 +85,17 @@ def test_a_cold_file_is_read_by_a_thread(export: Export, file: Path) -> None:
 
 
 def test_writing(export: Export, handle: int, file: Path) -> None:
-    assert export.perform(wire.Write(handle, 2, b"ab")) == 2
+    assert export.perform(wire.Write(handle, 2, memoryview(b"ab"))) == 2
     assert export.perform(wire.Write(handle, 12, memoryview(b"end"))) == 3
-    assert export.perform(wire.Write(handle, 0, b"+", append=True)) == 1
-    assert export.perform(wire.Write(handle, 5, b"")) == 0
+    assert export.perform(wire.Write(handle, 0, memoryview(b"+"), append=True)) == 1
+    assert export.perform(wire.Write(handle, 5, memoryview(b""))) == 0
     assert file.read_bytes() == b"01ab456789\0\0end+"
 
 
 def test_appending_does_not_lose_what_others_append(export: Export, handle: int, file: Path) -> None:
     with file.open("ab", buffering=0) as other:
         for number in range(20):
-            export.perform(wire.Write(handle, 0, b"%d," % number, append=True))
+            export.perform(wire.Write(handle, 0, memoryview(b"%d," % number), append=True))
             other.write(b"x")
     text = file.read_bytes()[10:]
     assert text == b"".join(b"%d,x" % number for number in range(20))
@@ -104,10 +104,10 @@ def test_appending_does_not_lose_what_others_append(export: Export, handle: int,
 @pytest.mark.parametrize(
     ("arguments", "errno_name"),
     [
-        (wire.Write(1, -1, b"x"), "EINVAL"),
-        (wire.Write(1, 2**63 - 1, b"xx"), "EINVAL"),
-        (wire.Write(1, 0, b"x" * (wire.MAX_DATA + 1)), "EINVAL"),
-        (wire.Write(99, 0, b"x"), "EBADF"),
+        (wire.Write(1, -1, memoryview(b"x")), "EINVAL"),
+        (wire.Write(1, 2**63 - 1, memoryview(b"xx")), "EINVAL"),
+        (wire.Write(1, 0, memoryview(b"x" * (wire.MAX_DATA + 1))), "EINVAL"),
+        (wire.Write(99, 0, memoryview(b"x")), "EBADF"),
         (wire.Lseek(1, -1, False), "EINVAL"),
         (wire.Lseek(1, 10, False), "ENXIO"),
         (wire.Lseek(1, 2**63, True), "EINVAL"),
@@ -160,11 +160,11 @@ def test_a_short_write_is_continued_or_told(export: Export, handle: int, file: P
         return pwritev(fd, [data], offset, flags)
 
     monkeypatch.setattr(os, "pwritev", filling)
-    assert export.perform(wire.Write(handle, 0, b"abcdefgh")) == 5
+    assert export.perform(wire.Write(handle, 0, memoryview(b"abcdefgh"))) == 5
     assert file.read_bytes() == b"abcde56789"
-    assert answer(export, wire.Write(handle, 0, b"abc")) == "ENOSPC"
+    assert answer(export, wire.Write(handle, 0, memoryview(b"abc"))) == "ENOSPC"
     room = 8
-    assert export.perform(wire.Write(handle, 2, b"ABCDEFGH")) == 8
+    assert export.perform(wire.Write(handle, 2, memoryview(b"ABCDEFGH"))) == 8
     assert file.read_bytes() == b"abABCDEFGH"
 
 
@@ -172,15 +172,15 @@ def test_a_limit_on_file_sizes_is_told(export: Export, handle: int) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
-        assert export.perform(wire.Write(handle, 90, b"x" * 20)) == 10
-        assert answer(export, wire.Write(handle, 100, b"x")) == "EFBIG"
+        assert export.perform(wire.Write(handle, 90, memoryview(b"x" * 20))) == 10
+        assert answer(export, wire.Write(handle, 100, memoryview(b"x"))) == "EFBIG"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_handles_do_what_they_were_opened_for(export: Export, file: Path) -> None:
     reader, writer = opened(export, flags=READ), opened(export, flags=WRITE)
-    assert answer(export, wire.Write(reader, 0, b"x")) == "EBADF"
+    assert answer(export, wire.Write(reader, 0, memoryview(b"x"))) == "EBADF"
     assert answer(export, wire.Read(writer, 0, 1)) == "EBADF"
     assert answer(export, wire.Fallocate(reader, 0, 1, 0)) == "EBADF"
     assert answer(export, wire.Release(reader)) == "ok"
@@ -199,13 +199,19 @@ def test_truncating_and_reopening(export: Export, file: Path, handle: int) -> No
 
 
 def test_creating(export: Export, root: Path) -> None:
-    made = export.perform(wire.Create(b"new", BOTH | wire.OPEN_EXCLUSIVE, 0o400))
-    assert made.attributes.mode == 0o100400
-    assert export.perform(wire.Write(made.handle, 0, b"text")) == 4
+    made = export.perform(wire.Create(b"new", BOTH | wire.OPEN_EXCLUSIVE, 0o602))
+    assert made.attributes.mode == 0o100602
+    assert export.perform(wire.Write(made.handle, 0, memoryview(b"text"))) == 4
     again = export.perform(wire.Create(b"new", READ, 0o777))
-    assert (again.attributes.inode, again.attributes.mode, again.attributes.size) == (made.attributes.inode, 0o100400, 4)
+    assert (again.attributes.inode, again.attributes.mode, again.attributes.size) == (made.attributes.inode, 0o100602, 4)
     cut = export.perform(wire.Create(b"new", READ | TRUNCATE | wire.OPEN_SYNC | wire.OPEN_DSYNC, 0o777))
     assert cut.attributes.size == 0
+
+
+def test_what_was_just_made_can_be_written_whatever_its_mode(export: Export, root: Path) -> None:
+    made = export.perform(wire.Create(b"new", BOTH, 0o400))
+    assert export.perform(wire.Write(made.handle, 0, memoryview(b"text"))) == 4
+    assert made.attributes.mode == 0o100400
 
 
 def test_creating_a_name_that_comes_and_goes(export: Export, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +261,7 @@ def test_flushing_tells_what_close_tells(export: Export, handle: int, monkeypatc
         close(fd)
         raise OSError(errno.EDQUOT, "quota")
 
-    export.perform(wire.Write(handle, 0, b"x"))
+    export.perform(wire.Write(handle, 0, memoryview(b"x")))
     monkeypatch.setattr(os, "close", full)
     assert answer(export, wire.Flush(handle, 1)) == "EDQUOT"
     assert answer(export, wire.Flush(handle, 1)) == "ok"
@@ -284,7 +290,7 @@ def test_directories_of_any_depth_are_listed(export: Export, root: Path) -> None
 
 def test_holes(export: Export, handle: int, file: Path) -> None:
     export.perform(wire.Setattr(handle, size=0))
-    export.perform(wire.Write(handle, 5 * 2**30, b"far"))
+    export.perform(wire.Write(handle, 5 * 2**30, memoryview(b"far")))
     assert export.perform(wire.Lseek(handle, 0, False)) == 5 * 2**30
     assert export.perform(wire.Lseek(handle, 0, True)) == 0
     assert export.perform(wire.Lseek(handle, 5 * 2**30, True)) == 5 * 2**30 + 3
@@ -403,9 +409,9 @@ def test_a_lease_does_not_hold_up_the_loop(export: Export, leased: int) -> None:
 
 def test_what_is_quick(export: Export, handle: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synchronous = opened(export, flags=BOTH | wire.OPEN_SYNC)
-    assert export.attempt(wire.Write(handle, 0, b"x")) == 1
-    assert export.attempt(wire.Write(handle, 0, b"x" * (256 * 1024 + 1))) is LATER
-    assert export.attempt(wire.Write(synchronous, 0, b"x")) is LATER
+    assert export.attempt(wire.Write(handle, 0, memoryview(b"x"))) == 1
+    assert export.attempt(wire.Write(handle, 0, memoryview(b"x" * (256 * 1024 + 1)))) is LATER
+    assert export.attempt(wire.Write(synchronous, 0, memoryview(b"x"))) is LATER
     assert export.attempt(wire.Flush(handle, 1)) is None
     assert export.attempt(wire.Statfs()) is LATER
     assert export.attempt(wire.Fsync(handle, True)) is LATER
@@ -432,7 +438,7 @@ def test_a_network_mounted_beneath_is_noticed(export: Export, file: Path, monkey
     monkeypatch.setattr("fuse_gated.edge.filesystems.Filesystems.is_local", lambda *_: False)
     handle = opened(export)
     assert export.attempt(wire.Read(handle, 0, 10)) is LATER
-    assert export.attempt(wire.Write(handle, 0, b"x")) is LATER
+    assert export.attempt(wire.Write(handle, 0, memoryview(b"x"))) is LATER
     assert export.attempt(wire.Flush(handle, 1)) is None
-    export.perform(wire.Write(handle, 0, b"x"))
+    export.perform(wire.Write(handle, 0, memoryview(b"x")))
     assert export.attempt(wire.Flush(handle, 1)) is LATER

@@ -4,18 +4,17 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ROOT, Persona, outcome
+from harness import outcome
 
 from fuse_gated.edge.files import Export
 from fuse_gated.edge.locks import END, NONE, READ, WRITE
 from fuse_gated.wire import messages as wire
 
-ME = Persona(os.geteuid(), os.getegid()) if os.geteuid() else ROOT
 BOTH = wire.OPEN_READ | wire.OPEN_WRITE
 FREE = wire.LockState(NONE)
 
@@ -48,6 +47,20 @@ def held(export: Export, handle: int, owner: int, kind: int = WRITE, start: int 
     return export.perform(wire.Getlk(handle, owner, start, end, kind))
 
 
+def elsewhere(call: Callable[[], None]) -> str:
+    """The outcome of a call in another process."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writer, outcome(call).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    answer = os.read(reader, 100).decode()
+    os.close(reader)
+    os.close(writer)
+    return answer
+
+
 def outside(path: Path, kind: int, start: int = 0, length: int = 0) -> str:
     """What another program on the client gets for a POSIX lock."""
 
@@ -55,7 +68,7 @@ def outside(path: Path, kind: int, start: int = 0, length: int = 0) -> str:
         with path.open("rb+") as file:
             fcntl.fcntl(file, fcntl.F_SETLK, struct.pack("hhqqi", kind, 0, start, length, 0))
 
-    return ME.outcome(attempt)
+    return elsewhere(attempt)
 
 
 def outside_flock(path: Path, operation: int) -> str:
@@ -63,7 +76,7 @@ def outside_flock(path: Path, operation: int) -> str:
         with path.open("rb+") as file:
             fcntl.flock(file, operation | fcntl.LOCK_NB)
 
-    return ME.outcome(attempt)
+    return elsewhere(attempt)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ import sdnotify
 
 from fuse_gated import supervision, worker
 from fuse_gated.config.settings import Settings
+from fuse_gated.config.settings_file import at_fault
 from fuse_gated.desk import Desk
 from fuse_gated.door import Door
 from fuse_gated.edge import etc, keeping, process
@@ -71,7 +72,7 @@ class Daemon:
 
     def run(self) -> int:
         """Serve; the exit status. Raises ConfigurationError if the policy is at fault."""
-        self._use(self._read())
+        self._use(read_tenants(self._directory))
         _allow_descriptors()
         self._door = Door(self.loop, self._parts.listeners, self.settings.admission, self._fork, silent=self._tls is not None)
         Desk(self.loop, self._parts.control, self)
@@ -104,7 +105,7 @@ class Daemon:
         """Read the policy anew and give it to the live sessions. A faulty one changes nothing."""
         self._notify("RELOADING=1")
         try:
-            read = self._read()
+            read = read_tenants(self._directory)
         except ConfigurationError as error:
             for fault in error.faults or (str(error),):
                 process.tell(PROGRAM, f"policy not applied: {fault}")
@@ -291,19 +292,6 @@ class Daemon:
 
     # The policy.
 
-    def _read(self) -> dict[str, tuple[Tenant, Identity]]:
-        tenants = etc.read_policy(self._directory)
-        faults: list[str] = []
-        read: dict[str, tuple[Tenant, Identity]] = {}
-        for tenant in tenants:
-            try:
-                read[tenant.name] = (tenant, etc.identity(tenant))
-            except ConfigurationError as error:
-                faults += error.faults
-        if faults:
-            raise ConfigurationError(f"{len(faults)} faults in the policy", "mend them and try again", tuple(faults))
-        return read
-
     def _use(self, tenants: dict[str, tuple[Tenant, Identity]]) -> None:
         self.tenants = tenants
         self._logins = Logins(tenant for tenant, _ in tenants.values())
@@ -399,6 +387,23 @@ def _no_driver(has_keeper: bool) -> ConfigurationError:
     there, missing = ("kernel", "libfuse") if has_keeper else ("libfuse", "kernel")
     how = "an ordinary user's server mounts by libfuse" if missing == "kernel" else "as root it is the kernel driver that mounts"
     return ConfigurationError(f"fuse-gated.yaml has drivers: [{missing}], but {how}", f"add {there}, or leave `drivers` out")
+
+
+def read_tenants(directory: Path) -> dict[str, tuple[Tenant, Identity]]:
+    """The tenants of the policy in `directory`, by name, with their users and groups looked up.
+
+    Raises ConfigurationError with every fault.
+    """
+    faults: list[str] = []
+    read: dict[str, tuple[Tenant, Identity]] = {}
+    for tenant in etc.read_policy(directory):
+        try:
+            read[tenant.name] = (tenant, etc.identity(tenant))
+        except ConfigurationError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigurationError(*at_fault(tuple(faults)), faults=tuple(faults))
+    return read
 
 
 def _settled(tenant: Tenant) -> tuple[str, bool]:

@@ -18,6 +18,16 @@ NOW: Final = -1
 """In `Setattr`: the time at which the client carries it out (UTIME_NOW)."""
 
 
+EARLIEST: Final = -(2**63)
+LATEST: Final = 2**64 - 1
+"""The times that MessagePack's integers carry, in nanoseconds: from 1677 to 2554. What lies outside becomes the nearest."""
+
+
+def carried(time: int) -> int:
+    """The nearest time to `time` that can travel."""
+    return EARLIEST if time < EARLIEST else LATEST if time > LATEST else time
+
+
 class Caller(msgspec.Struct, frozen=True, gc=False):
     """Who asked: ids on the server. A pid of 0 means the kernel itself."""
 

@@ -169,7 +169,8 @@ class _Supervisor:
             if daemon.fileno() in ready:
                 return daemon
             if keeper.fileno() in ready:
-                return keeper
+                # The end of the daemon ends the keeper, in order, and that may be seen first.
+                return daemon if keeper.wait() == 0 and daemon.wait(_SHORT_GRACE) is not None else keeper
             if signal.SIGHUP in received:
                 daemon.send_signal(signal.SIGHUP)
 

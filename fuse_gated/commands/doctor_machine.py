@@ -53,8 +53,8 @@ def _version(machine: Machine) -> tuple[int, int]:
 
 
 def _kernel(machine: Machine) -> Check:
-    if _version(machine) < (5, 4):
-        return fail("kernel", f"Linux {machine.release}", "5.4 is the oldest whose FUSE is served: upgrade it")
+    if _version(machine) < (5, 6):
+        return fail("kernel", f"Linux {machine.release}", "5.6 is the oldest that the server runs on (openat2): upgrade it")
     return ok("kernel", f"Linux {machine.release}")
 
 
@@ -62,11 +62,11 @@ def _protocol(machine: Machine) -> Check:
     name = "FUSE protocol"
     offer = machine.offer
     if isinstance(offer, GateError):
-        return warn(name, f"not asked: {offer.message}", "run as root to see it; Linux 5.4 and later speak at least 7.31")
+        return warn(name, f"not asked: {offer.message}", "run as root to see it; Linux 5.6 and later speak at least 7.31")
     spoken = f"{offer.major}.{offer.minor}"
     if (offer.major, offer.minor) < (MAJOR, OLDEST_MINOR):
         return fail(
-            name, f"{spoken}, and {MAJOR}.{OLDEST_MINOR} is the oldest that is served", "upgrade the kernel to 5.4 or later"
+            name, f"{spoken}, and {MAJOR}.{OLDEST_MINOR} is the oldest that is served", "upgrade the kernel to 5.6 or later"
         )
     if offer.major > MAJOR or offer.minor > MINOR:
         return ok(name, f"{spoken}, used as {MAJOR}.{MINOR}")

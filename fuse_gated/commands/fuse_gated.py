@@ -12,10 +12,10 @@ import msgspec
 
 from fuse_gated import __version__, standalone
 from fuse_gated.config.settings import Tls
-from fuse_gated.daemon import Daemon
+from fuse_gated.daemon import Daemon, read_tenants
 from fuse_gated.edge import etc, process, seccomp
 from fuse_gated.edge.journal import JournalSocket, open_journal
-from fuse_gated.errors import ConfigurationError, GateError
+from fuse_gated.errors import ConfigurationError, GateError, OperatorError
 
 PROGRAM: Final = "fuse-gated"
 
@@ -36,20 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return _serve(arguments.etc, arguments.runtime, arguments.listen)
-    except ConfigurationError as error:
-        for fault in error.faults:
-            process.tell(PROGRAM, fault)
-        process.tell(PROGRAM, str(error))
-        return error.exit_status
     except GateError as error:
-        process.tell(PROGRAM, str(error))
-        return error.exit_status
+        return _complain(error)
+
+
+def _complain(error: GateError) -> int:
+    for fault in error.faults if isinstance(error, ConfigurationError) else ():
+        process.tell(PROGRAM, fault)
+    process.tell(PROGRAM, str(error))
+    return error.exit_status
 
 
 def _serve(directory: Path, runtime: Path, listen: str | None) -> int:
     settings = etc.read_settings(directory)
     # Read once here, so that faults are told before anything runs.
-    etc.read_policy(directory)
+    read_tenants(directory)
     if settings.seccomp:
         # Now, while files can be opened: a caged worker cannot import, nor can the user that the daemon becomes perhaps.
         seccomp.library()
@@ -61,10 +62,18 @@ def _serve(directory: Path, runtime: Path, listen: str | None) -> int:
     def run_daemon(parts: standalone.DaemonParts) -> int:
         # Each worker opens its own. One that is missing is told here, before anybody comes; and what 'auto' means is settled,
         # so that all records go to one place.
-        journal = open_journal(settings.audit, str(parts.runtime))
-        journal.close()
+        try:
+            journal = open_journal(settings.audit, str(parts.runtime))
+            journal.close()
+        except OperatorError as error:
+            # Not the error's own status, by which the supervisor would start the daemon again and again.
+            _complain(error)
+            return ConfigurationError.exit_status
         audit = msgspec.structs.replace(settings.audit, to="journal" if isinstance(journal, JournalSocket) else "file")
-        return Daemon(parts, msgspec.structs.replace(settings, audit=audit), readable, tls).run()
+        try:
+            return Daemon(parts, msgspec.structs.replace(settings, audit=audit), readable, tls).run()
+        except ConfigurationError as error:
+            return _complain(error)
 
     listeners = standalone.bind(listen or settings.listen)
     if os.geteuid() == 0:

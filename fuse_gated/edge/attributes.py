@@ -2,11 +2,11 @@
 
 import os
 
-from fuse_gated.operations import Attributes
+from fuse_gated.operations import Attributes, carried
 
 
 def attributes(status: os.stat_result) -> Attributes:
-    """inode(7), with nothing rounded: the server shows the client's own inode, device and times."""
+    """inode(7), with nothing rounded but times that cannot travel: the server shows the client's own inode, device and times."""
     return Attributes(
         status.st_dev,
         status.st_ino,
@@ -18,9 +18,9 @@ def attributes(status: os.stat_result) -> Attributes:
         status.st_size,
         status.st_blocks,
         status.st_blksize,
-        status.st_atime_ns,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
+        carried(status.st_atime_ns),
+        carried(status.st_mtime_ns),
+        carried(status.st_ctime_ns),
     )
 
 

@@ -87,8 +87,11 @@ def _setattr(node: int, body: memoryview) -> op.Request:
 def _time(valid: int, bit: int, now: int, seconds: int, nanoseconds: int) -> int | None:
     if valid & now:
         return op.NOW
+    if not valid & bit:
+        return None
+    time = op.carried(seconds * _SECOND + nanoseconds)
     # One nanosecond before the epoch would read as NOW: it becomes the epoch's last nanosecond but one.
-    return None if not valid & bit else value if (value := seconds * _SECOND + nanoseconds) != op.NOW else -2
+    return time if time != op.NOW else -2
 
 
 def _readlink(node: int, _body: memoryview) -> op.Request:

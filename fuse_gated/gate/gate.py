@@ -193,11 +193,12 @@ class Gate:
 
     # The session.
 
-    def caller_may_enter(self, uid: int, gid: int) -> bool:
-        """Whether a caller is one of the tenant's users. Its supplementary groups are unknown here: the kernel has checked
-        those at the mount's directory, which also means that root can never be kept out."""
+    def caller_may_enter(self, uid: int) -> bool:
+        """Whether a caller is one of the tenant's users. Where the policy names groups, everybody may be: a caller's
+        supplementary groups are unknown here. The kernel has checked them at the mount's directory, which also means that
+        root can never be kept out."""
         identity = self.identity
-        return uid in identity.uids or identity.anyone or gid in identity.gids or uid == 0
+        return uid in identity.uids or identity.anyone or bool(identity.gids) or uid == 0
 
     def narrowed(self, old_gate: "Gate", path: bytes) -> bool:
         """Whether this gate, which follows `old_gate`, gives less at `path`, or shows a directory's names otherwise."""

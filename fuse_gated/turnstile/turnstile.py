@@ -46,6 +46,7 @@ class Turnstile(Desk):
         """No audit record can be written: nothing goes to the client, every request fails with EIO."""
         self.untold = 0
         """Requests that failed because of that."""
+        self._lost = False
 
     # What the driver says.
 
@@ -62,12 +63,15 @@ class Turnstile(Desk):
         call = Call(number, caller, request, row.name, now)
         self._calls[number] = call
         self.statistics.operations += 1
+        if self._lost:
+            self.fail(call, "ENOTCONN")
+            return
         if self.silenced and row.kind:
             self.untold += 1
             self.fail(call, "EIO")
             return
         try:
-            if row.by_name and caller.pid and not self.gate.caller_may_enter(caller.uid, caller.gid):
+            if row.by_name and caller.pid and not self.gate.caller_may_enter(caller.uid):
                 raise self.refused(call, _NOT_A_USER, self._path_of(request))
             if row.kind and not self.limiter.unlimited and self._is_held(call, row.kind):
                 return
@@ -105,8 +109,9 @@ class Turnstile(Desk):
             self._changed_on_client(path)
 
     def lost(self, now: float) -> None:
-        """The client is gone for good: every caller that waits is told so."""
+        """The client is gone for good: every caller that waits is told so, and everyone who comes until the mount is gone."""
         self.now = now
+        self._lost = True
         self.session.abandon()
         self._held.clear()
         for call in list(self._calls.values()):

@@ -304,9 +304,11 @@ BY_NODE = {1: ROOT, **dict(FILES.values())}
 class Responder:
     """Answers a real mount from a thread: every request by its kind, unless the test has put another answer in its place."""
 
-    def __init__(self, fd, notifier):
+    def __init__(self, fd, point, notifier):
         self.fd = fd
+        self.point = point
         self.seen = []
+        self.came = threading.Condition()
         self.log = Log()
         self.log.on_request = self.request
         self.driver = self.log.driver(fd, notifier)
@@ -319,12 +321,14 @@ class Responder:
         try:
             while not self.log.ended:
                 ready, _, _ = select.select([self.fd, self.stop], [], [], DEADLINE)
-                if not ready or self.stop in ready:
+                if self.stop in ready:
                     return
+                assert ready, "the kernel asked nothing for long"
                 self.driver.ready()
         except BaseException as fault:
+            # Whoever waits for an answer would do so for ever, and no signal ends that.
             self.fault = fault
-            raise
+            mounts.unmount(str(self.point))
 
     def finish(self):
         os.write(self._stopped, b"x")
@@ -332,10 +336,13 @@ class Responder:
         os.close(self.stop)
         os.close(self._stopped)
         assert not self.thread.is_alive()
-        assert self.fault is None
+        if self.fault is not None:
+            raise self.fault
 
     def request(self, unique, caller, request):
-        self.seen.append((caller, request))
+        with self.came:
+            self.seen.append((caller, request))
+            self.came.notify_all()
         answer = self.answers.get(type(request), self._default)(request)
         if answer is not None:
             self.driver.answer(unique, answer)
@@ -348,7 +355,7 @@ class Responder:
             case op.Lookup():
                 return op.Failed(errno.ENOENT)
             case op.Getattr(node) | op.Setattr(node):
-                return op.Attr(BY_NODE[node])
+                return op.Attr(BY_NODE.get(node) or attributes(node, stat.S_IFREG | 0o644))
             case op.Readlink():
                 return op.Data(b"f")
             case op.Symlink() | op.Mknod() | op.Mkdir():
@@ -382,6 +389,12 @@ class Responder:
                 return op.Failed(getattr(errno, name))
         return op.Done()
 
+    def wait_for(self, kind):
+        """The first request of a kind; some come after the system call that they belong to."""
+        with self.came:
+            assert self.came.wait_for(lambda: self.of(kind), DEADLINE)
+        return self.of(kind)[0]
+
     def _listing(self, plus, offset):
         names = [(b".", 1, ROOT, False), (b"..", 1, ROOT, False), *((name, node, a, True) for name, (node, a) in FILES.items())]
         entries = (
@@ -403,7 +416,7 @@ def mounted(tmp_path, notifier):
     directory = os.open(point, os.O_PATH | os.O_DIRECTORY)
     fd = mounts.mount_fuse(directory, source="fuse-gated-test")
     os.close(directory)
-    responder = Responder(fd, notifier)
+    responder = Responder(fd, point, notifier)
     responder.thread.start()
     yield point, responder
     with contextlib.suppress(KernelError):
@@ -557,7 +570,7 @@ def test_locks_arrive_with_their_ranges(mounted):
         (5, 14, 1, False, False), (0, 2**63 - 1, 0, True, False), (0, 2**63 - 1, 1, True, True),
     ]  # fmt: skip
     assert found == (fcntl.F_WRLCK, os.SEEK_SET, 5, 5, 0)
-    assert responder.of(op.Release)[0].flock_owner is not None
+    assert responder.wait_for(op.Release).flock_owner is not None
 
 
 def test_a_range_is_copied(mounted):
@@ -597,25 +610,21 @@ def test_an_answer_to_what_was_never_asked_is_no_fault(mounted):
 
 def test_a_signal_interrupts_a_request(mounted):
     point, responder = mounted
-    held, interrupted = [], threading.Event()
-
-    def keep(request):
-        held.append(request)
+    interrupted = threading.Event()
 
     def end(request):
         unique = request.unique
         responder.driver.answer(unique, op.Failed(errno.EINTR))
         interrupted.set()
 
-    responder.answers[op.Readlink] = keep
+    responder.answers[op.Readlink] = lambda _: None
     responder.answers[op.Interrupt] = end
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
             os.readlink(point / "l")
         os._exit(0)
-    while not held:
-        select.select([], [], [], 0.005)
+    responder.wait_for(op.Readlink)
     os.kill(child, 15)
     assert interrupted.wait(DEADLINE)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -15

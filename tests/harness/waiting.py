@@ -30,15 +30,19 @@ def told(server: Server) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
-def records(server: Server, since: int = 0, **fields: str) -> list[dict[str, Any]]:
-    """The audit records after the first `since` in which each field is as given: kind='refused' means FUSE_GATED_KIND."""
+def records(server: Server, since: int = 0, says: str = "", **fields: str) -> list[dict[str, Any]]:
+    """The audit records after the first `since` whose message has `says` in it, and in which each field is as given:
+    kind='refused' means FUSE_GATED_KIND."""
     return [
         record
         for record in told(server)[since:]
-        if all(record.get(f"FUSE_GATED_{name.upper()}") == value for name, value in fields.items())
+        if says in record["MESSAGE"] and all(record.get(f"FUSE_GATED_{name.upper()}") == value for name, value in fields.items())
     ]
 
 
-def wait_for_record(server: Server, since: int = 0, **fields: str) -> dict[str, Any]:
+def wait_for_record(server: Server, since: int = 0, says: str = "", **fields: str) -> dict[str, Any]:
     """The first such record, once it is there."""
-    return until(lambda: records(server, since, **fields), f"a record with {fields}; there are {told(server)[since:]}")[0]
+    try:
+        return until(lambda: records(server, since, says, **fields), "a record")[0]
+    except AssertionError:
+        raise AssertionError(f"no record with {says!r} and {fields}; there are {told(server)[since:]}") from None

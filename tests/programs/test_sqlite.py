@@ -54,6 +54,7 @@ def _check_behind(path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.beyond_libfuse("invalidation")
 def test_a_writer_on_each_side_in_rollback_mode(work: Work) -> None:
     """Locks are taken on the client, so both sides exclude each other; WAL's shared memory cannot span two machines."""
     connection = sqlite3.connect(work.path / "database", timeout=60, isolation_level=None)

@@ -87,13 +87,13 @@ def test_a_token_that_nobody_has(stage: Stage, server: Server) -> None:
     before = len(told(server))
     said = refused(stage, server, tenant="mallory")
     assert "the server refused the login: the token is not known here\n  hint: is it the right token file" in said
-    assert "the token is not known here; from 127.0.0.1" in wait_for_record(server, before, kind="login-refused")["MESSAGE"]
+    wait_for_record(server, before, says="the token is not known here; from 127.0.0.1", kind="login-refused")
 
 
 def test_a_token_that_has_expired(stage: Stage, server: Server) -> None:
     before = len(told(server))
     assert "the token has expired on 20" in refused(stage, server, tenant="expired")
-    assert "expired" in wait_for_record(server, before, kind="login-refused")["MESSAGE"]
+    wait_for_record(server, before, says="expired", kind="login-refused")
 
 
 def test_a_token_is_good_to_the_end_of_its_last_day(stage: Stage, server: Server) -> None:
@@ -154,7 +154,7 @@ def test_an_origin_that_is_not_allowed(server: Server, authorized: bool) -> None
     with HostileClient(server, tenant="acme") as client:
         headers = (("Origin", "https://evil.example.org"),)
         assert client.upgrade(authorization="" if authorized else None, headers=headers) == 403
-    assert "evil.example.org" in wait_for_record(server, before, kind="connection-refused")["MESSAGE"]
+    wait_for_record(server, before, says="evil.example.org", kind="connection-refused")
 
 
 def test_two_origins(server: Server) -> None:
@@ -211,7 +211,7 @@ def test_more_sessions_than_the_server_may(stage: Stage, server: Server) -> None
 
 def test_ownership_is_not_passed_through_by_who_cannot_chown(stage: Stage, server: Server) -> None:
     said = refused(stage, server, tenant="passing", name="nobodys", user=65534)
-    assert "the policy passes ownership through (ownership: passthrough), but this client cannot chown" in said
+    assert "the policy says ownership: passthrough, but this client cannot chown: start it as root" in said
     with mounted(stage, server, tenant="passing", name="roots"):
         pass
 
@@ -256,7 +256,7 @@ def test_an_authority_that_the_client_does_not_trust(stage: Stage, tls_server: S
     said = refused(stage, tls_server, status=1, name="distrust")
     assert "CERTIFICATE_VERIFY_FAILED" in said
     assert "name the authority that signed the server's certificate with --ca" in said
-    assert "TLS handshake failed" in wait_for_record(tls_server, before, kind="connection-refused")["MESSAGE"]
+    wait_for_record(tls_server, before, says="TLS handshake failed", kind="connection-refused")
 
 
 @pytest.mark.parametrize("kind", ["expired", "self-signed"])
@@ -274,7 +274,7 @@ def test_a_certificate_of_the_client_where_it_is_wanted(stage: Stage, authority:
     before = len(told(server))
     said = refused(stage, server, status=1, name="bare", options=ca)
     assert "certificate" in said.lower()
-    assert "TLS handshake failed" in wait_for_record(server, before, kind="connection-refused")["MESSAGE"]
+    wait_for_record(server, before, says="TLS handshake failed", kind="connection-refused")
     stranger = self_signed(stage.directory, "stranger")
     said = refused(stage, server, status=1, name="other", options=[*ca, "--cert", str(stranger.certificate), "--key", str(stranger.key)])
     own = authority.issue("client")
@@ -298,8 +298,7 @@ def test_versions_of_tls(tls_server: Server, authority: Authority, version: str,
     else:
         with pytest.raises(ssl.SSLError, match=r"(?i)protocol version|UNSUPPORTED_PROTOCOL"):
             HostileClient(tls_server, tenant="acme", tls=context)
-        record = wait_for_record(tls_server, before, kind="connection-refused")
-        assert "UNSUPPORTED_PROTOCOL" in record["MESSAGE"]
+        wait_for_record(tls_server, before, says="UNSUPPORTED_PROTOCOL", kind="connection-refused")
 
 
 def test_plain_http_on_a_tls_port(stage: Stage, tls_server: Server) -> None:
@@ -309,7 +308,7 @@ def test_plain_http_on_a_tls_port(stage: Stage, tls_server: Server) -> None:
         with contextlib.suppress(ConnectionResetError):
             while plain.recv(4096):
                 pass
-    assert "TLS handshake failed: HTTP_REQUEST" in wait_for_record(tls_server, before, kind="connection-refused")["MESSAGE"]
+    wait_for_record(tls_server, before, says="TLS handshake failed: HTTP_REQUEST", kind="connection-refused")
     tls_server.url, secure_url = f"ws://127.0.0.1:{tls_server.port}", tls_server.url
     try:
         assert "TLS (wss://)" in refused(stage, tls_server, status=1)
@@ -321,7 +320,7 @@ def test_a_stranger_who_never_begins_tls(tls_server: Server) -> None:
     before = len(told(tls_server))
     with socket.create_connection(("127.0.0.1", tls_server.port), 20) as silent:
         assert silent.recv(1) == b""
-    assert "no session within 1 s (connecting)" in wait_for_record(tls_server, before, kind="connection-refused")["MESSAGE"]
+    wait_for_record(tls_server, before, says="no session within 1 s (connecting)", kind="connection-refused")
 
 
 def test_a_key_that_does_not_fit_is_told_at_start(stage: Stage, authority: Authority, tmp_path: Path) -> None:

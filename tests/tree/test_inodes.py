@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from fuse_gated.operations import ROOT, Attributes
 from fuse_gated.paths import is_beneath, join
@@ -367,7 +367,7 @@ class Model(RuleBasedStateMachine):
         self.lookups[node.id] = self.lookups.get(node.id, 0) + 1
         return node.id
 
-    @rule(number=consumes(nodes), count=st.integers(1, 3))
+    @rule(number=nodes, count=st.integers(1, 3))
     def forget(self, number, count):
         if number == ROOT:
             return

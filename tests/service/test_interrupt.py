@@ -1,0 +1,197 @@
+"""A program that waits for a client that has fallen silent ends on Ctrl-C, and else by the deadline; nobody else notices.
+
+What the kernel promises is in fs/fuse/dev.c (request_wait_answer): a signal sends FUSE_INTERRUPT, and then even a process that
+is to die waits until its request is answered.
+"""
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from harness import Server
+from harness.hostile import SILENCE, Answer, Child, HostileClient, honest
+
+PROMISED: Final = 1.0
+"""Seconds from Ctrl-C to the program's end."""
+SLACK: Final = 1.5
+"""What a busy machine may take beyond."""
+
+
+def read(mount: Path) -> None:
+    (mount / "f").read_bytes()
+
+
+def open_only(mount: Path) -> None:
+    os.open(mount / "f", os.O_RDONLY)
+
+
+def write(mount: Path) -> None:
+    os.write(os.open(mount / "f", os.O_WRONLY), b"12345")
+
+
+def sync(mount: Path) -> None:
+    os.fsync(os.open(mount / "f", os.O_RDONLY))
+
+
+def lock(mount: Path) -> None:
+    fcntl.flock(os.open(mount / "f", os.O_RDONLY), fcntl.LOCK_EX)
+
+
+def record_lock(mount: Path) -> None:
+    fcntl.lockf(os.open(mount / "f", os.O_RDWR), fcntl.LOCK_EX)
+
+
+OPERATIONS: Final[dict[str, tuple[str, Callable[[Path], object]]]] = {
+    # what a program does: the operation that is never answered, and the doing
+    "stat": ("getattr", lambda mount: os.stat(mount / "f")),
+    "open": ("open", open_only),
+    "create": ("create", lambda mount: os.open(mount / "new", os.O_CREAT | os.O_WRONLY)),
+    "read": ("read", read),
+    "write": ("write", write),
+    "fsync": ("fsync", sync),
+    "flock": ("setlk", lock),
+    "lockf": ("setlk", record_lock),
+    "list": ("readdir", os.listdir),
+    "mkdir": ("mkdir", lambda mount: os.mkdir(mount / "new")),
+    "unlink": ("unlink", lambda mount: os.unlink(mount / "f")),
+    "rename": ("rename", lambda mount: os.rename(mount / "f", mount / "g")),
+    "readlink": ("readlink", lambda mount: os.readlink(mount / "l")),
+    "statvfs": ("statfs", os.statvfs),
+}
+KILLED_ONLY: Final = {"read"}
+"""Where a program that catches SIGINT goes on waiting: a cached read (the kernel's rule, proven here)."""
+
+
+def silent(operation: str) -> Answer:
+    def answer(asked: str, arguments: Any, request: Any) -> Any:
+        # The root's attributes, and a name that is free, are always told.
+        if asked == operation and getattr(arguments, "target", None) != b"":
+            return SILENCE
+        return "ENOENT" if asked == "getattr" and arguments.target in (b"new", b"g") else honest(asked, arguments, request)
+
+    return answer
+
+
+def wait_until_asked(client: HostileClient, operation: str) -> None:
+    asked = len(client.requests)
+    client.pump(lambda: any(name == operation for name, _ in client.requests[asked - 1 :]))
+
+
+@pytest.mark.parametrize("doing", OPERATIONS)
+def test_ctrl_c_ends_a_program_that_waits(unharmed: Server, witness: Any, doing: str) -> None:
+    operation, function = OPERATIONS[doing]
+    with HostileClient(unharmed) as client:
+        mount = client.open(silent(operation))
+        with Child(function, mount) as program:
+            wait_until_asked(client, operation)
+            witness.works()
+            assert not program.wait(0), "it waits"
+            start = time.monotonic()
+            program.send(signal.SIGINT)
+            client.pump(lambda: False, program.fileno())
+            seconds = time.monotonic() - start
+            assert program.reap() == -signal.SIGINT
+        assert seconds < PROMISED + SLACK
+        assert client.cancelled, "the client is told that nobody waits any more"
+        client.answer = honest
+        assert client.during(os.stat, mount / "f").st_size == 5
+        client.leave()
+        assert client.closed == (1000, "")
+
+
+@pytest.mark.parametrize("doing", [doing for doing in OPERATIONS if doing not in KILLED_ONLY])
+def test_a_program_that_catches_the_signal_hears_of_it(unharmed: Server, doing: str) -> None:
+    operation, function = OPERATIONS[doing]
+
+    def catching(mount: Path) -> str:
+        signal.signal(signal.SIGINT, _caught)
+        try:
+            function(mount)
+        except KeyboardInterrupt:
+            return "caught"
+        return "not interrupted"
+
+    with HostileClient(unharmed) as client:
+        mount = client.open(silent(operation))
+        with Child(catching, mount) as program:
+            wait_until_asked(client, operation)
+            start = time.monotonic()
+            program.send(signal.SIGINT)
+            client.pump(lambda: False, program.fileno())
+            assert time.monotonic() - start < PROMISED + SLACK
+            assert program.result() == "caught"
+        client.leave()
+
+
+def _caught(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("doing", OPERATIONS)
+def test_without_a_signal_the_deadline_ends_it(unharmed: Server, witness: Any, doing: str) -> None:
+    operation, function = OPERATIONS[doing]
+    with HostileClient(unharmed) as client:
+        mount = client.open(silent(operation))
+        assert client.terms is not None
+        start = time.monotonic()
+        with Child(function, mount) as program:
+            wait_until_asked(client, operation)
+            witness.works()
+            client.pump(lambda: False, program.fileno(), client.terms.deadline * 3)
+            seconds = time.monotonic() - start
+            with pytest.raises(TimeoutError):
+                program.result()
+        assert client.terms.deadline - 0.1 < seconds
+        client.answer = honest
+        assert client.during(os.stat, mount / "f").st_size == 5
+        client.leave()
+
+
+def test_a_program_behind_anothers_lock_ends_with_it(unharmed: Server) -> None:
+    """mkdir holds the directory while it waits; who makes another name there waits behind it, and cannot be interrupted."""
+    with HostileClient(unharmed) as client:
+        mount = client.open(silent("mkdir"))
+        with Child(os.mkdir, mount / "new") as first:
+            wait_until_asked(client, "mkdir")
+            with Child(os.mkdir, mount / "g") as second:
+                first.send(signal.SIGINT)
+                client.pump(lambda: False, first.fileno())
+                client.answer = lambda asked, arguments, request: (
+                    "EEXIST" if asked == "mkdir" else silent("mkdir")(asked, arguments, request)
+                )
+                client.pump(lambda: False, second.fileno())
+                with pytest.raises(FileExistsError):
+                    second.result()
+        client.leave()
+
+
+def test_what_was_not_sent_yet_is_interrupted_at_once(stage: Any) -> None:
+    """One request at a time may be with the client: the second waits in the server, and never reaches it."""
+    server = stage.server(settings={"max_in_flight": 1, "request_deadline": "20s"})
+    with HostileClient(server, tenant="acme") as client:
+        mount = client.open(silent("open"))
+        with Child(open_only, mount) as first:
+            wait_until_asked(client, "open")
+            asked = len(client.requests)
+            with Child(os.statvfs, mount) as second:
+                until_it_waits(second)
+                start = time.monotonic()
+                second.send(signal.SIGINT)
+                client.pump(lambda: False, second.fileno())
+                assert time.monotonic() - start < PROMISED + SLACK
+                assert second.reap() == -signal.SIGINT
+            assert len(client.requests) == asked
+            first.send(signal.SIGINT)
+            client.pump(lambda: False, first.fileno())
+    server.stop()
+
+
+def until_it_waits(program: Child) -> None:
+    end = time.monotonic() + 10
+    while not program.waits_in_fuse():
+        assert time.monotonic() < end, "it never waited"

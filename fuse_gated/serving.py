@@ -28,6 +28,7 @@ PATIENCE: Final = 1.0
 """Seconds without room for a record before the session is silenced."""
 
 _RETRY: Final = 0.05
+_SOON_ENOUGH: Final = 0.005
 _CROWDED: Final = 16 * 2**20
 
 
@@ -112,6 +113,7 @@ class Serving:
         self._driver: Driver | None = None
         self._batch = Batch()
         self._flush_is_due = False
+        self._late_flush: Timer | None = None
         self._backlog: deque[effects.Effect] = deque()
         self._timer: Timer | None = None
 
@@ -174,14 +176,23 @@ class Serving:
     def flush(self) -> None:
         """Send what this turn produced."""
         self._flush_is_due = False
+        if self._late_flush is not None:
+            self._late_flush.cancel()
+            self._late_flush = None
         for message in self._batch.take():
             self._socket.send_now(message)
 
     def _send(self, effect: effects.Send) -> None:
         self._batch.add(effect.frame)
-        if not self._flush_is_due:
-            self._flush_is_due = True
-            self._loop.soon(self.flush)
+        if self._flush_is_due:
+            return
+        if effect.frame.id & 1:
+            # Our own request, such as RELEASE: nobody waits for it, so it goes with the next that somebody waits for.
+            if self._late_flush is None:
+                self._late_flush = self._loop.after(_SOON_ENOUGH, self.flush)
+            return
+        self._flush_is_due = True
+        self._loop.soon(self.flush)
 
     def _answer(self, effect: effects.Answer) -> None:
         if self._driver is not None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import need
-from harness.scripted_server import MOUNT, Authority, Script, ScriptedServer, asks, welcome
+from harness.certificates import Authority, Pair
+from harness.scripted_server import MOUNT, Script, ScriptedServer, asks, welcome
 from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
 
@@ -462,8 +462,17 @@ def test_every_transition_leads_to_the_end() -> None:
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    need("openssl")
     return Authority(tmp_path_factory.mktemp("authority"))
+
+
+def server_context(pair: Pair, clients: Path | None = None) -> ssl.SSLContext:
+    """A server with this certificate, which wants one from `clients` if that is given."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    if clients is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(clients)
+    return context
 
 
 def one_request() -> Any:
@@ -472,7 +481,7 @@ def one_request() -> Any:
 
 
 def test_a_session_over_tls(stage: Stage, authority: Authority) -> None:
-    stage.set(one_request, authority.server_context())
+    stage.set(one_request, server_context(authority.issue("server")))
     stage.run("wss", ca=str(authority.certificate))
     assert stage.client is not None
     assert stage.client.answering.operations == 1
@@ -493,35 +502,33 @@ def test_much_data_over_tls(stage: Stage, authority: Authority) -> None:
             reply = yield ()
         got.append(bytes(result("read", reply)))
 
-    stage.set(script, authority.server_context())
+    stage.set(script, server_context(authority.issue("server")))
     stage.run("wss", ca=str(authority.certificate))
     assert b"".join(got) == data
 
 
 def test_a_client_shows_its_certificate(stage: Stage, authority: Authority) -> None:
-    stage.set(one_request, authority.server_context(client_certificates=True))
-    certificate, key = authority.sign("client")
-    stage.run("wss", ca=str(authority.certificate), certificate=str(certificate), key=str(key))
+    stage.set(one_request, server_context(authority.issue("server"), authority.certificate))
+    own = authority.issue("client")
+    stage.run("wss", ca=str(authority.certificate), certificate=str(own.certificate), key=str(own.key))
 
 
 def test_a_client_without_the_certificate_it_needs(stage: Stage, authority: Authority) -> None:
-    stage.set(one_request, authority.server_context(client_certificates=True))
+    stage.set(one_request, server_context(authority.issue("server"), authority.certificate))
     error = stage.failure("wss", ca=str(authority.certificate))
     assert isinstance(error, PeerError)
     assert "--cert" in error.hint
 
 
 def test_a_server_that_nobody_vouches_for(stage: Stage, authority: Authority) -> None:
-    stage.set(one_request, authority.server_context())
+    stage.set(one_request, server_context(authority.issue("server")))
     error = stage.failure("wss")
     assert "CERTIFICATE_VERIFY_FAILED" in error.message
     assert "--ca" in error.hint
 
 
 def test_a_server_with_anothers_name(stage: Stage, authority: Authority) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*authority.sign("other", "subjectAltName=DNS:elsewhere.example"))
-    stage.set(one_request, context)
+    stage.set(one_request, server_context(authority.issue("other", names="DNS:elsewhere.example")))
     assert "CERTIFICATE_VERIFY_FAILED" in stage.failure("wss", ca=str(authority.certificate)).message
 
 

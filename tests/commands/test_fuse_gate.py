@@ -230,11 +230,11 @@ class Played:
 
     def start(self, directory: Path, token: str, *options: str, **popen: Any) -> "subprocess.Popen[str]":
         self._thread.start()
-        # A shell's background jobs have SIGINT ignored; ours must not.
+        path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fuse_gated.commands.fuse_gate", "export", str(directory), "--server",
              f"ws://127.0.0.1:{self.server.port}", "--token-file", token, *options],
-            env={**os.environ, "PYTHONPATH": str(PROJECT), "TERM": "xterm"},
+            env={**os.environ, "PYTHONPATH": path, "TERM": "xterm"},
             text=True,
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **popen},
         )  # fmt: skip

@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import os
 import resource
-import shutil
 import signal
 import stat
 import typing
@@ -33,8 +32,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def empty(directory: Path) -> None:
+    directory.chmod(0o755)
     for path in directory.iterdir():
-        shutil.rmtree(path) if stat.S_ISDIR(path.lstat().st_mode) else path.unlink()
+        if stat.S_ISDIR(path.lstat().st_mode):
+            empty(path)
+            path.rmdir()
+        else:
+            path.unlink()
 
 
 class Watch:

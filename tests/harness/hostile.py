@@ -5,6 +5,7 @@ while the client answers here: threads and fork do not mix.
 """
 
 import contextlib
+import fcntl
 import itertools
 import os
 import pickle
@@ -279,20 +280,23 @@ class Child:
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._reader, writer = os.pipe()
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 2**20)
         self.pid = os.fork()
         if self.pid == 0:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.close(self._reader)
             _tell(writer, function, arguments)
         os.close(writer)
+        # Not the pipe, whose end comes before that of other files of the child's, which its death closes on the mount.
+        self._pidfd = os.pidfd_open(self.pid)
         self.status: int | None = None
 
     def fileno(self) -> int:
-        return self._reader
+        return self._pidfd
 
     def wait(self, deadline: float) -> bool:
         """Whether it ends within so many seconds."""
-        return bool(select.select([self._reader], [], [], deadline)[0])
+        return bool(select.select([self._pidfd], [], [], deadline)[0])
 
     def result(self) -> Any:
         """Waits for its end. Raises what it raised, and AssertionError when it said nothing or never ends."""
@@ -333,6 +337,7 @@ class Child:
                 os.kill(self.pid, signal.SIGKILL)
             self.reap()
         os.close(self._reader)
+        os.close(self._pidfd)
 
 
 def _tell(writer: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -7,10 +7,8 @@ next, frame by frame. When it ends, so does the client: it says goodbye, or the 
 import http
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Generator, Iterable
-from pathlib import Path
 from typing import Any, Final
 
 from websockets.http11 import Request, Response
@@ -131,34 +129,3 @@ class ScriptedServer:
         except StopIteration:
             self._play = None
             self.on_end()
-
-
-class Authority:
-    """A certificate authority of the test's own, made with openssl(1), and what it signed."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.certificate = directory / "ca.pem"
-        self._openssl("req", "-x509", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem", "-days", "2")
-
-    def sign(self, name: str, extension: str = "subjectAltName=IP:127.0.0.1") -> tuple[Path, Path]:
-        """(certificate, key) for `name`."""
-        (self.directory / f"{name}.ext").write_text(extension + "\n")
-        self._openssl("req", "-new", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
-        self._openssl(
-            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
-            "-extfile", f"{name}.ext", "-days", "2", "-out", f"{name}.pem", new_key=False,
-        )  # fmt: skip
-        return self.directory / f"{name}.pem", self.directory / f"{name}.key"
-
-    def server_context(self, *, client_certificates: bool = False) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*self.sign("server"))
-        if client_certificates:
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(self.certificate)
-        return context
-
-    def _openssl(self, command: str, *arguments: str, new_key: bool = True) -> None:
-        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"] if new_key else []
-        subprocess.run(["openssl", command, *key, *arguments], cwd=self.directory, check=True, capture_output=True)

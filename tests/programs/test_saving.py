@@ -76,7 +76,13 @@ def test_an_edit_on_the_client_is_seen_on_the_server_at_once(work: Work) -> None
     assert here.is_dir()
 
 
-@pytest.mark.parametrize("side", ["path", "behind"], ids=["on-the-server", "on-the-client"])
+@pytest.mark.parametrize(
+    "side",
+    [
+        pytest.param("path", id="on-the-server", marks=pytest.mark.beyond_libfuse("atomic replacement")),
+        pytest.param("behind", id="on-the-client"),
+    ],
+)
 def test_a_reader_never_misses_a_file_that_is_saved_by_rename(work: Work, side: str) -> None:
     """Between its lookup and its opening the name may come to mean another file: then that one is read."""
     document, here = getattr(work, side) / "document", work.path / "document"

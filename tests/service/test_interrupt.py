@@ -4,6 +4,7 @@ What the kernel promises is in fs/fuse/dev.c (request_wait_answer): a signal sen
 is to die waits until its request is answered.
 """
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -97,7 +98,8 @@ def test_ctrl_c_ends_a_program_that_waits(unharmed: Server, witness: Any, doing:
             seconds = time.monotonic() - start
             assert program.reap() == -signal.SIGINT
         assert seconds < PROMISED + SLACK
-        assert client.cancelled, "the client is told that nobody waits any more"
+        # A page that is read ahead has no caller whose signal could be told.
+        assert client.cancelled or doing == "read", "the client is told that nobody waits any more"
         client.answer = honest
         assert client.during(os.stat, mount / "f").st_size == 5
         client.leave()
@@ -123,8 +125,9 @@ def test_a_program_that_catches_the_signal_hears_of_it(unharmed: Server, doing: 
             start = time.monotonic()
             program.send(signal.SIGINT)
             client.pump(lambda: False, program.fileno())
-            assert time.monotonic() - start < PROMISED + SLACK
+            seconds = time.monotonic() - start
             assert program.result() == "caught"
+            assert seconds < PROMISED + SLACK
         client.leave()
 
 
@@ -132,24 +135,28 @@ def _caught(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("doing", OPERATIONS)
-def test_without_a_signal_the_deadline_ends_it(unharmed: Server, witness: Any, doing: str) -> None:
-    operation, function = OPERATIONS[doing]
-    with HostileClient(unharmed) as client:
-        mount = client.open(silent(operation))
-        assert client.terms is not None
-        start = time.monotonic()
-        with Child(function, mount) as program:
+def test_without_a_signal_the_deadline_ends_it(unharmed: Server, witness: Any) -> None:
+    """All at once, each in a session of its own."""
+    with contextlib.ExitStack() as stack:
+        waiting = {}
+        for doing, (operation, function) in OPERATIONS.items():
+            client = stack.enter_context(HostileClient(unharmed))
+            mount = client.open(silent(operation))
+            start = time.monotonic()
+            waiting[doing] = (client, mount, start, stack.enter_context(Child(function, mount)))
             wait_until_asked(client, operation)
-            witness.works()
-            client.pump(lambda: False, program.fileno(), client.terms.deadline * 3)
-            seconds = time.monotonic() - start
+        witness.works()
+        for doing, (client, mount, start, program) in waiting.items():
+            assert client.terms is not None
+            # The kernel asks once more for a page whose reading ahead has failed.
+            deadlines = 2 if doing == "read" else 1
+            client.pump(lambda: False, program.fileno(), client.terms.deadline * (deadlines + 2))
+            assert time.monotonic() - start >= client.terms.deadline - 0.1
             with pytest.raises(TimeoutError):
                 program.result()
-        assert client.terms.deadline - 0.1 < seconds
-        client.answer = honest
-        assert client.during(os.stat, mount / "f").st_size == 5
-        client.leave()
+            client.answer = honest
+            assert client.during(os.stat, mount / "f").st_size == 5
+            client.leave()
 
 
 def test_a_program_behind_anothers_lock_ends_with_it(unharmed: Server) -> None:
@@ -158,12 +165,12 @@ def test_a_program_behind_anothers_lock_ends_with_it(unharmed: Server) -> None:
         mount = client.open(silent("mkdir"))
         with Child(os.mkdir, mount / "new") as first:
             wait_until_asked(client, "mkdir")
+            client.answer = lambda asked, arguments, request: (
+                "EEXIST" if asked == "mkdir" else silent("mkdir")(asked, arguments, request)
+            )
             with Child(os.mkdir, mount / "g") as second:
                 first.send(signal.SIGINT)
                 client.pump(lambda: False, first.fileno())
-                client.answer = lambda asked, arguments, request: (
-                    "EEXIST" if asked == "mkdir" else silent("mkdir")(asked, arguments, request)
-                )
                 client.pump(lambda: False, second.fileno())
                 with pytest.raises(FileExistsError):
                     second.result()

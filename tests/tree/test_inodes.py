@@ -431,6 +431,12 @@ class Model(RuleBasedStateMachine):
         self.inodes.renamed(self.inodes.get(parent), name, self.inodes.get(to), new, exchange=exchange)
 
     @invariant()
+    def nodes_and_model_agree(self):
+        self.what_nobody_needs_is_dropped_and_nothing_else()
+        self.a_node_has_the_path_of_its_file_or_gone()
+        self.no_two_nodes_that_are_not_gone_have_one_path()
+        self.children_and_parents_agree()
+
     def what_nobody_needs_is_dropped_and_nothing_else(self):
         for number in list(self.seen):
             if self.inodes.get(number) is None:
@@ -442,7 +448,6 @@ class Model(RuleBasedStateMachine):
             assert node.id in self.seen
             assert node.id == ROOT or self.lookups[node.id] or node.handles or node.children
 
-    @invariant()
     def a_node_has_the_path_of_its_file_or_gone(self):
         for number, (path, file) in self.seen.items():
             node = self.inodes.get(number)
@@ -451,12 +456,10 @@ class Model(RuleBasedStateMachine):
                 assert self.inodes.path(node) == path
                 assert number == ROOT or node.identity == identity_of(attributes(file, DIRECTORY if file < 1000 else REGULAR))
 
-    @invariant()
     def no_two_nodes_that_are_not_gone_have_one_path(self):
         paths = [self.inodes.path(node) for node in self.inodes if not self.inodes.gone(node)]
         assert len(set(paths)) == len(paths)
 
-    @invariant()
     def children_and_parents_agree(self):
         for node in self.inodes:
             for name, child in node.children.items():

@@ -94,6 +94,8 @@ class Client:
         # In a thread, because name resolution cannot be done without waiting.
         threading.Thread(target=self._connect, name="fuse-gate-connect", daemon=True).start()
         self._loop.run()
+        if self._websocket is not None:
+            self._websocket.abort()
         for timer in self._timers:
             timer.cancel()
         self.answering.stop()

@@ -85,10 +85,10 @@ class Asking:
         self._closed = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        for unique in list(self._waiting):
-            waiting = self._waiting.pop(unique, None)
-            if waiting is not None:
-                waiting.done.release()
+        # Each is taken out before it is released: `receive` does the same on another thread.
+        with contextlib.suppress(KeyError):
+            while True:
+                self._waiting.popitem()[1].done.release()
 
     def _send(self, unique: int, caller: Caller, request: Request) -> None:
         if self._closed:

@@ -268,5 +268,5 @@ def _time(seconds: int, nanoseconds: int) -> int | None:
     if nanoseconds == _UTIME_NOW:
         return op.NOW
     # One nanosecond before the epoch would read as NOW.
-    value = seconds * _SECOND + nanoseconds
-    return value if value != op.NOW else -2
+    time = op.carried(seconds * _SECOND + nanoseconds)
+    return time if time != op.NOW else -2

@@ -159,7 +159,9 @@ def decode_request(packet: bytes | memoryview) -> Began | tuple[int, Caller, Req
         if isinstance(message, Began):
             return message
         kind = _KINDS[message.operation]
-        request = kind(*_ARGUMENTS[kind].decode(message.arguments))
+        arguments = _ARGUMENTS[kind].decode(message.arguments)
+        # msgspec 0.19 makes views whose shape is not their size; cast() makes them whole.
+        request = kind(*(value.cast("B") if isinstance(value, memoryview) else value for value in arguments))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
         raise ProtocolError(f"malformed message from libfuse: {error}") from None
     numbers = (message.uid, message.gid, message.pid)

@@ -39,8 +39,8 @@ class Handlers(Protocol):
         """A whole binary message."""
 
     def on_closed(self, code: int, reason: str) -> None:
-        """The connection is over, once: 1006 if it broke off without a close frame (RFC 6455, 7.1.5). After a fault of the
-        peer's it comes when that was found, though the socket is not closed yet."""
+        """The connection is over, once: 1006 if it broke off without a close frame (RFC 6455, 7.1.5). It comes with the peer's
+        close frame, or when a fault of the peer's is found, though the socket may not be closed yet."""
 
 
 class WebSocket:
@@ -179,6 +179,8 @@ class WebSocket:
         self._receive()
 
     def _receive(self) -> None:
+        """A few reads at most, so that others get their turn. Nothing is left where epoll does not see it: the buffer takes a
+        whole record of TLS (16 KiB), and TLS takes no second one out of the socket before it is asked."""
         for _ in range(_READS_A_TURN):
             try:
                 count = self._socket.recv_into(self._buffer)
@@ -197,13 +199,6 @@ class WebSocket:
                 return
             if count < _BUFFER and self._tls is None:
                 return
-        if self._tls is not None and self._tls.pending():
-            # epoll does not see what TLS has already taken out of the socket.
-            self._loop.soon(self._receive_more)
-
-    def _receive_more(self) -> None:
-        if not self._over:
-            self._receive()
 
     def _ended(self) -> None:
         self._peer_gone = True
@@ -223,8 +218,8 @@ class WebSocket:
                 self._handlers.on_request(event)
             else:
                 self._handlers.on_response(event)
-        if self.protocol.parser_exc is not None and not self._peer_gone:
-            # Nothing more is heard from it. Only its hearing why is waited for.
+        if (self.protocol.parser_exc or self.protocol.close_rcvd) is not None and not self._peer_gone:
+            # Nothing more is heard from it. Only its hearing the end is waited for.
             self._flush()
             self._tell_closed()
         if isinstance(self.protocol.handshake_exc, InvalidMessage) and isinstance(self.protocol, ServerProtocol):
@@ -276,6 +271,7 @@ class WebSocket:
                 sent = 0
             self.bytes_sent += sent
             if sent == len(data):
+                self._unread_pongs = 0
                 return
             writes = [data[sent:]]
         for data in writes:

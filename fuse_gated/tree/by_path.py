@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from fuse_gated.operations import Attributes
-from fuse_gated.paths import is_beneath, split
+from fuse_gated.paths import is_beneath
 from fuse_gated.tree.handles import Handle, Handles
 from fuse_gated.tree.inodes import Identity, identity_of
 
@@ -87,10 +87,6 @@ class ByPath:
             return False
         self._nameless.difference_update(handle.id for handle in handles)
         return True
-
-    def parent_identity(self, path: bytes) -> Identity | None:
-        """Which directory a path lies in, if that was looked up lately."""
-        return self._seen.get(split(path)[0])
 
     def _on(self, path: bytes) -> list[Handle]:
         return [

@@ -153,15 +153,19 @@ class Inodes:
             return []
         return sorted(number for number in self._linked[node.identity] if number != node.id)
 
-    def oldest(self, count: int) -> list[Node]:
-        """The nodes that the kernel may be asked to forget: leaves that nothing is open on, at most `count`, those first that
-        were longest not returned here."""
-        leaves = (n for n in self._nodes.values() if n.parent is not None and not (n.children or n.handles or n.lost))
+    def oldest(self, count: int) -> list[tuple[int, bytes]]:
+        """The names (parent, name) that the kernel may be asked to forget: leaves that nothing is open on, at most `count`,
+        those first that were longest not returned here."""
+        leaves = (
+            (node, node.parent.id)
+            for node in self._nodes.values()
+            if node.parent is not None and not (node.children or node.handles or node.lost)
+        )
         found = list(islice(leaves, count))
-        for node in found:
+        for node, _parent in found:
             # What the kernel cannot forget must not be all that is ever asked for.
             self._nodes[node.id] = self._nodes.pop(node.id)
-        return found
+        return [(parent, node.name) for node, parent in found]
 
     def _attach(self, node: Node, parent: Node, name: bytes) -> None:
         node.parent, node.name = parent, name

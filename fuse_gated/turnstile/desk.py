@@ -215,7 +215,8 @@ class Desk:
     def place(self, number: operations.Node) -> bytes:
         """The path of a node that must still have its name.
 
-        Raises Failure when it has lost it (ENOENT, or ESTALE where the kernel is to look again), and Failure(ENAMETOOLONG) for a path longer than MAX_PATH.
+        Raises Failure when it has lost it (ENOENT, or ESTALE where the kernel is to look again), and Failure(ENAMETOOLONG)
+        for a path longer than MAX_PATH.
         """
         if isinstance(number, bytes):
             return number
@@ -284,9 +285,8 @@ class Desk:
         if len(self.inodes) <= self.limits.inodes or self.inodes.newest - self._pruned_at < _PRUNE:
             return
         self._pruned_at = self.inodes.newest
-        for node in self.inodes.oldest(2 * _PRUNE):
-            if node.parent is not None:
-                self.effects.append(InvalidateEntry(node.parent.id, node.name))
+        for parent, name in self.inodes.oldest(2 * _PRUNE):
+            self.effects.append(InvalidateEntry(parent, name))
 
 
 def _ignored(_outcome: Any) -> None:

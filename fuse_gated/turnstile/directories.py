@@ -161,8 +161,5 @@ def fsyncdir(t: Desk, call: Call, request: operations.Fsyncdir) -> None:
 
 def _inode(t: Desk, node: Node | None, path: bytes) -> int:
     """The number of a directory: of its node, or where the driver has none of its path."""
-    if node is None:
-        identity = t.by_path.identity(path) if path else t.inodes.root.identity
-    else:
-        identity = node.identity
+    identity = t.by_path.identity(path) if node is None and path else (node or t.inodes.root).identity
     return shown_inode(t, *identity[:2]) if identity is not None else 1

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+import msgspec
+
 from fuse_gated import operations
 from fuse_gated.gate import sandbox
 from fuse_gated.gate.audit import Record
@@ -11,6 +13,7 @@ from fuse_gated.tree.inodes import Node
 from fuse_gated.turnstile.attributes import shown, still_same
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
+from fuse_gated.turnstile.effects import InvalidateInode
 from fuse_gated.turnstile.names import entry_of, owner_of, path_of
 from fuse_gated.wire import messages
 
@@ -52,6 +55,9 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
         opened = _opened(t, call, node, path, result.handle, request.flags, generation)
         if isinstance(request.node, bytes):
             t.by_path.opened_again(request.node, t.handle(opened.handle))
+        if node is not None:
+            # What is open is followed to the letter (names.LOOKUP_VALID): what the LOOKUP before told ends here.
+            t.effects.append(InvalidateInode(node.id, pages=False))
         if request.flags & _TRUNC:
             t.answer_change(call, opened, t.siblings(node), contents=True)
         else:
@@ -74,6 +80,7 @@ def create(t: Desk, call: Call, request: operations.Create) -> None:
     generation = t.generation
 
     def answered(result: messages.OpenedFile) -> None:
+        sandbox.check_attributes(result.attributes)
         if result.attributes.mode & _TYPE != _REGULAR:
             # Something else has the name by now. The kernel would drop the handle without a RELEASE; so it looks again.
             t.ask_aside(messages.Release(result.handle))
@@ -81,7 +88,7 @@ def create(t: Desk, call: Call, request: operations.Create) -> None:
         entry = entry_of(t, request.parent, request.name, path, result.attributes)
         node = t.inodes.get(entry.node) if not isinstance(request.parent, bytes) else None
         opened = _opened(t, call, node, path, result.handle, request.flags, generation)
-        t.answer(call, Created(entry, opened))
+        t.answer(call, Created(msgspec.structs.replace(entry, attributes_valid=0.0), opened))
 
     flags = _wire_flags(request.flags)
     t.ask(call, messages.Create(path, flags, request.mode & 0o7777, owner_of(t, call)), answered)
@@ -216,11 +223,8 @@ def copy_file_range(t: Desk, call: Call, request: operations.CopyFileRange) -> N
         target.unflushed = True
         t.answer_change(call, Count(count), t.siblings(target.node), contents=True)
 
-    t.ask(
-        call,
-        messages.CopyFileRange(source.remote, request.offset, target.remote, request.to_offset, length, clear_setid=_clears(call)),
-        answered,
-    )
+    places = (source.remote, request.offset, target.remote, request.to_offset)
+    t.ask(call, messages.CopyFileRange(*places, length, clear_setid=_clears(call)), answered)
 
 
 def copied(request: operations.CopyFileRange) -> int:

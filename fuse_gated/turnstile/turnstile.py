@@ -153,8 +153,9 @@ class Turnstile(Desk):
                 TABLE[type(call.request)].handle(self, call, call.request)
             except Failure as failure:
                 self.fail(call, failure.errno)
+        clogged = self.session.clogged
         for pending in self.session.overdue(now):
-            if not pending.sent and self.session.clogged:
+            if clogged and not pending.sent:
                 most = self.session.in_flight
                 raise ProtocolError(f"none of {most} requests was answered, and each was given {self.limits.deadline:g} s", 1008)
             self.session.give_up(pending.id)
@@ -185,7 +186,8 @@ class Turnstile(Desk):
             self.interrupt(self.now, request.unique)
         elif isinstance(request, operations.Unserved):
             self.effects.append(Answer(number, Failed(errno_number(request.errno))))
-        elif isinstance(request, operations.Destroy):
+        else:
+            assert isinstance(request, operations.Destroy)
             self.effects.append(Close(1000, "unmounted"))
 
     def _is_held(self, call: Call, kind: str) -> bool:

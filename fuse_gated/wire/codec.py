@@ -129,7 +129,7 @@ def _binary(result: msgspec.Raw) -> memoryview:
     """File data stays where it was received: a view, not a copy. Not msgspec's, whose 0.19 counts the header of long data as
     data."""
     view = memoryview(result)
-    size = _BINARY_HEADERS.get(view[0])
+    size = _BINARY_HEADERS.get(view[0]) if view else None
     if size is None:
         raise msgspec.ValidationError("Expected `bytes`")
     return view[size:]

@@ -211,9 +211,13 @@ class HostileClient:
             if isinstance(event, Response):
                 self.response = event
             elif isinstance(event, WebSocketFrame) and event.opcode is Opcode.BINARY:
-                for frame in codec.decode_from_server(bytes(event.data)):
-                    self._frame(frame)
+                self.on_message(bytes(event.data))
         self.flush()
+
+    def on_message(self, data: bytes) -> None:
+        """A message from the server."""
+        for frame in codec.decode_from_server(data):
+            self._frame(frame)
 
     def _frame(self, frame: Welcome | Asked | Cancel) -> None:
         if isinstance(frame, Welcome):

@@ -28,7 +28,7 @@ ROOT = 1
 CALLER = Caller(1000, 1000, 4321)
 STRANGER = Caller(6666, 6666, 13)
 EVERYTHING = (Rule("/**", allow=ALL),)
-OWNER = Identity(owner_uid=1000, owner_gid=1001, uids=(1000,), gids=(1001,))
+OWNER = Identity(owner_uid=1000, owner_gid=1001, uids=(1000,))
 
 
 class Errno(str):

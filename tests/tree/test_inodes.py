@@ -288,17 +288,19 @@ def test_a_name_that_is_dropped_is_no_sibling_any_more(inodes):
 
 
 def test_the_longest_known_leaves_are_offered_first_and_not_again_until_the_others_were(inodes):
-    nodes = [make(inodes, name) for name in (b"a", b"b", b"c")]
-    assert inodes.oldest(2) == nodes[:2]
-    assert inodes.oldest(2) == [nodes[2], nodes[0]]
-    assert inodes.oldest(10) == [nodes[1], nodes[2], nodes[0]]
+    for name in (b"a", b"b", b"c"):
+        make(inodes, name)
+    a, b, c = (ROOT, b"a"), (ROOT, b"b"), (ROOT, b"c")
+    assert inodes.oldest(2) == [a, b]
+    assert inodes.oldest(2) == [c, a]
+    assert inodes.oldest(10) == [b, c, a]
 
 
 def test_directories_with_children_open_files_and_what_is_gone_are_not_offered(inodes):
     child, opened, gone = make(inodes, b"d/a"), make(inodes, b"o"), make(inodes, b"g")
     opened.handles.append(1)
     inodes.removed(gone)
-    assert inodes.oldest(10) == [child]
+    assert inodes.oldest(10) == [(child.parent.id, b"a")]
 
 
 # Against a model.

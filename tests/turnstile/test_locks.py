@@ -1,0 +1,246 @@
+"""turnstile/locks.py: POSIX locks and flock, which wait without blocking anything else."""
+
+import pytest
+from harness.sansio import EVERYTHING, ROOT, Errno, Mount, attributes
+
+from fuse_gated import operations as op
+from fuse_gated.errors import errno_name
+from fuse_gated.gate.verdict import EXECUTE, READ, WRITE, Rule
+from fuse_gated.turnstile.limits import Limits
+from fuse_gated.wire import messages
+from fuse_gated.wire.messages import LockState, OpenedFile
+
+READ_LOCK, WRITE_LOCK, UNLOCK = 0, 1, 2
+END = 2**63 - 1
+OWNER, OTHER = 9, 10
+
+
+def failed(answer):
+    assert isinstance(answer, op.Failed), answer
+    return errno_name(answer.errno)
+
+
+class File:
+    def __init__(self, **options):
+        self.mount = Mount(**options)
+        self.node = self.mount.lookup(b"f", inode=21)
+        self.handle = self.mount.open(self.node, remote=77)
+        self.mount.clear()
+
+    def lock(self, kind=WRITE_LOCK, start=0, end=10, owner=OWNER, wait=False, flock=False, pid=4321):
+        return op.Setlk(self.node, self.handle, owner, start, end, kind, pid, wait, flock)
+
+    def test(self, kind=WRITE_LOCK, start=0, end=10, owner=OTHER):
+        return op.Getlk(self.node, self.handle, owner, start, end, kind, 5)
+
+
+@pytest.fixture
+def file():
+    return File()
+
+
+# Taking.
+
+
+def test_a_lock_is_taken_on_the_client(file):
+    assert file.mount.do(file.lock(READ_LOCK, 5, END), None) == op.Done()
+    assert file.mount.arguments == messages.Setlk(77, OWNER, 5, END, READ_LOCK, False, 0)
+    assert file.mount.do(file.lock(flock=True), None) == op.Done()
+    assert file.mount.arguments.flock is True
+
+
+def test_who_takes_a_lock_looks_at_the_file_again(file):
+    file.mount.do(file.lock(), None)
+    assert file.mount.story == ["send setlk", f"forget attributes of {file.node}", "answer Done"]
+    file.mount.clear()
+    file.mount.do(file.lock(UNLOCK), None)
+    assert file.mount.story == ["send setlk", "answer Done"]
+
+
+def test_who_has_no_lock_need_not_ask_to_give_one_up(file):
+    assert file.mount.do(file.lock(UNLOCK)) == op.Done()
+    assert file.mount.sent == []
+    assert file.mount.do(file.lock(UNLOCK, flock=True), None) == op.Done()
+
+
+def test_a_lock_that_is_in_the_way_is_told_to_who_does_not_wait(file):
+    assert failed(file.mount.do(file.lock(), Errno("EAGAIN"))) == "EAGAIN"
+    assert failed(file.mount.do(file.lock(wait=True), Errno("EDEADLK"))) == "EDEADLK"
+
+
+def test_without_nodes_there_is_nothing_to_look_at_again():
+    mount = Mount()
+    handle = mount.do(op.Open(b"f", 2), OpenedFile(77, attributes(21))).handle
+    mount.clear()
+    mount.do(op.Setlk(b"f", handle, OWNER, 0, 10, WRITE_LOCK, 4321, False, False), None)
+    assert mount.story == ["send setlk", "answer Done"]
+    assert mount.do(op.Getlk(b"f", handle, OTHER, 0, 10, WRITE_LOCK, 5), LockState(WRITE_LOCK, 0, 10)).pid == 4321
+
+
+# Asking.
+
+
+def test_a_lock_in_the_way_is_shown_with_its_holder_where_that_is_ours(file):
+    file.mount.do(file.lock(WRITE_LOCK, 0, 10, pid=4321), None)
+    assert file.mount.do(file.test(), LockState(WRITE_LOCK, 0, 10)) == op.Lock(0, 10, WRITE_LOCK, 4321)
+    assert file.mount.arguments == messages.Getlk(77, OTHER, 0, 10, WRITE_LOCK)
+    assert file.mount.do(file.test(start=50, end=60), LockState(WRITE_LOCK, 50, END)) == op.Lock(50, END, WRITE_LOCK, 0)
+
+
+def test_no_lock_in_the_way_is_shown_as_none(file):
+    file.mount.do(file.lock(), None)
+    assert file.mount.do(file.test(), LockState(UNLOCK)) == op.Lock(0, 0, UNLOCK, 0)
+
+
+def test_an_flock_is_no_posix_lock(file):
+    file.mount.do(file.lock(flock=True), None)
+    assert len(file.mount.t.handles.locks) == 0
+
+
+# Waiting.
+
+
+def test_a_waiting_lock_is_asked_for_again_and_again_for_as_long_as_its_caller_waits(file):
+    mount = file.mount
+    number = mount.ask(file.lock(wait=True))
+    for _ in range(20):
+        assert mount.arguments.wait == 10_000
+        mount.tick(9.9)
+        mount.reply(number, Errno("EAGAIN"))
+        assert mount.answers(number) == []
+    mount.reply(number, None)
+    assert mount.answer(number) == op.Done()
+    assert len(mount.sent) == 21
+
+
+def test_a_client_may_wait_no_longer_than_half_the_deadline():
+    file = File(bounds=Limits(deadline=4.0))
+    file.mount.ask(file.lock(wait=True))
+    assert file.mount.arguments.wait == 2000
+
+
+def test_a_client_that_fell_silent_is_noticed_by_who_waits_for_a_lock(file):
+    number = file.mount.ask(file.lock(wait=True))
+    file.mount.tick(30)
+    assert failed(file.mount.answer(number)) == "ETIMEDOUT"
+
+
+def test_an_interrupted_wait_ends_when_the_client_says_so(file):
+    mount = file.mount
+    number = mount.ask(file.lock(wait=True))
+    mount.interrupt(number)
+    mount.reply(number, Errno("EAGAIN"))
+    assert failed(mount.answer(number)) == "EINTR"
+    assert [word for word in mount.story if word.startswith("send")] == ["send setlk"], "it is not asked for again"
+
+
+def test_a_lock_that_came_in_time_is_the_interrupted_callers(file):
+    mount = file.mount
+    number = mount.ask(file.lock(wait=True))
+    mount.interrupt(number)
+    mount.reply(number, None)
+    assert mount.answer(number) == op.Done()
+
+
+@pytest.mark.parametrize("flock", [False, True])
+def test_a_lock_that_came_too_late_is_given_up_again(file, flock):
+    mount = file.mount
+    number = mount.ask(file.lock(READ_LOCK, 5, 50, wait=True, flock=flock))
+    mount.interrupt(number)
+    mount.tick(0.6)
+    assert failed(mount.answer(number)) == "EINTR"
+    mount.clear()
+    mount.reply(number, None)
+    assert mount.story == ["send setlk"]
+    assert mount.arguments == messages.Setlk(77, OWNER, 5, 50, UNLOCK, flock)
+    assert mount.sent[-1].id % 2 == 1
+    mount.reply(mount.sent[-1].id, None)
+    assert mount.story == ["send setlk"]
+    assert len(mount.t.handles.locks) == 0
+
+
+def test_what_was_given_up_too_late_is_given_up(file):
+    mount = file.mount
+    mount.do(file.lock(), None)
+    number = mount.ask(file.lock(UNLOCK))
+    mount.tick(31)
+    mount.clear()
+    mount.reply(number, None)
+    assert mount.log == []
+
+
+def test_waiting_locks_leave_room_for_the_one_that_gives_up():
+    file = File(bounds=Limits(max_in_flight=8))
+    mount = file.mount
+    mount.do(file.lock(owner=5), None)
+    mount.clear()
+    numbers = [mount.ask(file.lock(wait=True, owner=owner)) for owner in range(20, 26)]
+    assert [frame.arguments.wait > 0 for frame in mount.sent] == [True, True, False, False, False, False]
+    mount.clear()
+    for number in numbers[2:]:
+        mount.reply(number, Errno("EAGAIN"))
+    assert mount.log == [], "they come again after a while"
+    assert mount.t.session.in_flight == 2
+    assert mount.t.next_due(mount.now) == pytest.approx(mount.now + 0.1)
+    unlock = mount.ask(file.lock(UNLOCK, owner=5))
+    mount.reply(unlock, None)
+    assert mount.answer(unlock) == op.Done()
+    mount.clear()
+    mount.tick(0.11)
+    assert [frame.id for frame in mount.sent] == numbers[2:]
+    assert {frame.arguments.wait for frame in mount.sent} == {0}
+    mount.reply(numbers[0], None)
+    mount.reply(numbers[1], None)
+    mount.reply(numbers[2], Errno("EAGAIN"))
+    mount.reply(numbers[3], Errno("EAGAIN"))
+    mount.clear()
+    mount.reply(numbers[4], None)
+    assert mount.answer(numbers[4]) == op.Done()
+
+
+def test_an_interrupted_wait_between_two_tries_ends_at_once():
+    file = File(bounds=Limits(max_in_flight=4))
+    mount = file.mount
+    mount.ask(file.lock(wait=True, owner=20))
+    number = mount.ask(file.lock(wait=True, owner=21))
+    mount.reply(number, Errno("EAGAIN"))
+    mount.interrupt(number)
+    assert failed(mount.answer(number)) == "EINTR"
+    mount.clear()
+    mount.tick(0.2)
+    assert mount.log == []
+
+
+def test_a_wait_ends_when_the_file_is_closed_meanwhile(file):
+    mount = file.mount
+    number = mount.ask(file.lock(wait=True))
+    mount.do(op.Release(file.node, file.handle))
+    mount.reply(number, Errno("EAGAIN"))
+    assert failed(mount.answer(number)) == "EBADF"
+
+
+# A policy that changes.
+
+
+@pytest.mark.parametrize("right", [READ, WRITE])
+def test_who_may_still_read_or_write_may_lock(file, right):
+    file.mount.apply([Rule("/**", allow=right)])
+    assert file.mount.do(file.lock(), None) == op.Done()
+    assert isinstance(file.mount.do(file.test(), LockState(UNLOCK)), op.Lock)
+
+
+def test_who_may_neither_may_only_give_up(file):
+    file.mount.do(file.lock(), None)
+    file.mount.apply([Rule("/**", allow=EXECUTE)])
+    file.mount.clear()
+    assert failed(file.mount.do(file.lock())) == failed(file.mount.do(file.test())) == "EACCES"
+    assert [record.kind for record in file.mount.records] == ["refused"] * 2
+    assert file.mount.do(file.lock(UNLOCK), None) == op.Done()
+    file.mount.apply(EVERYTHING)
+    assert file.mount.do(file.lock(), None) == op.Done()
+
+
+def test_a_lock_is_the_files_wherever_it_was_renamed_to(file):
+    file.mount.do(file.lock(), None)
+    file.mount.do(op.Rename(ROOT, b"f", ROOT, b"g", 0), None)
+    assert file.mount.do(file.test(), LockState(WRITE_LOCK, 0, 10)).pid == 4321

@@ -313,7 +313,8 @@ class Daemon:
                 continue
             guest.tenant = entry[0]
             self._say(guest, supervision.Apply(*entry))
-            if guest.mounted:
+            if guest.mounted or guest.opening:
+                # The keeper does what it is asked in order, so one that is being mounted gets the new rights too.
                 exports.setdefault(guest.tenant.name, []).append(guest.export)
         if self.mounter is not None:
             for name, names in exports.items():

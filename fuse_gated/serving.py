@@ -63,7 +63,6 @@ class Recorder:
         self._on_taken = on_taken
         self._on_broken = on_broken
         self._complained = 0.0
-        self._timer: Timer | None = None
 
     def write(self, record: Record) -> bool:
         """Whether the record was taken. If not, it is tried again, and `on_taken` is called when it was."""
@@ -73,18 +72,17 @@ class Recorder:
         self.waiting = fields
         self.since = self._loop.now
         self._complain()
-        self._timer = self._loop.after(_RETRY, self._retry)
+        self._loop.after(_RETRY, self._retry)
         return False
 
     def _retry(self) -> None:
-        if self.waiting is None:
-            return
+        assert self.waiting is not None
         if self._journal.write(self.waiting):
             self.waiting = None
             self._on_taken()
         else:
             self._complain()
-            self._timer = self._loop.after(_RETRY, self._retry)
+            self._loop.after(_RETRY, self._retry)
 
     def _complain(self) -> None:
         if self._journal.broken and self._loop.now - self._complained >= PATIENCE:

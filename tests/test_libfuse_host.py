@@ -99,10 +99,11 @@ class Scene:
             elif child in ready:
                 return
 
-    def answer_the_silenced(self) -> None:
-        """Without an answer not even SIGKILL ends a program."""
+    def let_end(self, child: Child) -> None:
+        """Answer what was kept waiting, and what comes of it: without an answer not even SIGKILL ends a program."""
         for unique in self.waiting:
-            self.worker.send(hosting.encode_answer(unique, op.Failed(4)))
+            self.worker.send(hosting.encode_answer(unique, op.Failed(5)))
+        self.serve(child, tree)
 
     def ended(self) -> int | None:
         return self.child.wait(DEADLINE)
@@ -159,7 +160,7 @@ def test_several_programs_are_served_at_once(scene: Scene) -> None:
     with Child(read_f, scene.point) as waiting:
         scene.serve(waiting, lambda request: SILENCE if isinstance(request, op.Read) else tree(request), until=op.Read)
         assert scene.during(os.stat, scene.point / "f").st_size == 5
-        scene.answer_the_silenced()
+        scene.let_end(waiting)
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "the worker", "the daemon", "by hand"])
@@ -175,8 +176,7 @@ def test_it_ends_and_nothing_is_left(scene: Scene, mnt: Path, end: str) -> None:
             scene.channel.close()
         else:
             assert libfuse.unmount(str(scene.point)) == ""
-            scene.answer_the_silenced()
-            scene.serve(waiting, tree)
+            scene.let_end(waiting)
         assert scene.ended() == 0
         assert waiting.wait(DEADLINE)
         if end != "by hand":
@@ -198,7 +198,7 @@ def test_an_interrupt_reaches_the_worker(scene: Scene) -> None:
         scene.serve(waiting, lambda request: SILENCE if isinstance(request, op.Open) else tree(request), until=op.Open)
         waiting.send(signal.SIGINT)
         scene.serve(waiting, lambda _: SILENCE, until=op.Interrupt)
-        scene.answer_the_silenced()
+        scene.let_end(waiting)
     interrupt = scene.asked[-1]
     assert isinstance(interrupt, op.Interrupt)
     assert interrupt.unique > 0

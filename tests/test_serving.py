@@ -4,7 +4,6 @@ the journal takes no records."""
 import contextlib
 import errno
 import os
-import select
 import socket
 import struct
 
@@ -20,7 +19,7 @@ from fuse_gated.edge.fuse_requests import OPCODES
 from fuse_gated.edge.journal import JournalSocket
 from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.websocket import WebSocket
-from fuse_gated.errors import ProtocolError
+from fuse_gated.errors import KernelError, ProtocolError
 from fuse_gated.gate.audit import Chain, Record, digest, first_head
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.limiter import Limiter
@@ -29,13 +28,15 @@ from fuse_gated.gate.tenant import Limits as TenantLimits
 from fuse_gated.gate.verdict import ALL, Rule
 from fuse_gated.operations import Attributes
 from fuse_gated.serving import Recorder, Serving
+from fuse_gated.turnstile import directories
 from fuse_gated.turnstile.limits import Limits
 from fuse_gated.turnstile.turnstile import Turnstile
 from fuse_gated.wire import codec
-from fuse_gated.wire.messages import Asked, Cancel, OpenedFile, Reply
+from fuse_gated.wire.messages import Asked, Cancel, Listed, ListedEntry, OpenedFile, Reply
 
 NUMBERS = {name: number for number, (name, _) in OPCODES.items()}
 DIRECTORY, REGULAR = 0o040755, 0o100644
+ALLOWED = Rule("/**", allow=ALL)
 PATIENCE, RETRY = 0.03, 0.005
 
 
@@ -142,7 +143,7 @@ class Session:
             end.socket = WebSocket(self.loop, sock, protocol, end)
         self.client.socket.protocol.send_request(self.client.socket.protocol.connect())
         self.client.socket.flush_soon()
-        policy = Tenant(name="acme", rules=(Rule("/secret", hide=True), Rule("/**", allow=ALL)), **tenant)
+        policy = Tenant(name="acme", rules=(Rule("/secret", hide=True), ALLOWED), **tenant)
         gate = Gate(policy, Identity(owner_uid=1000, owner_gid=1000, anyone=True))
         turnstile = Turnstile(gate, Limiter(policy.limits, self.loop.now), Limits(), export_root=b"")
         self.chain = Chain("acme", "session", "src")
@@ -291,6 +292,35 @@ def test_a_request_that_nobody_waits_for_goes_with_the_next_or_a_little_later(se
     assert session.journald.told == ["operation open"]
 
 
+def test_more_of_those_go_together(session):
+    handles = []
+    for number in range(2):
+        opened = session.ask("OPENDIR", struct.pack("=II", 0, 0))
+        session.asked(opened)
+        session.client.reply(opened, OpenedFile(80 + number, attributes(1, DIRECTORY)))
+        handles += struct.unpack_from("=Q", session.answered(opened))
+    for handle in handles:
+        session.ask("RELEASEDIR", struct.pack("=QIIQ", handle, 0, 0, 0))
+    session.until(lambda: session.client.asked.count("releasedir") == 2)
+
+
+def test_a_fault_that_a_request_brings_to_light_is_told_too(session, monkeypatch):
+    monkeypatch.setattr(directories, "_MOST_ENTRIES", 3)
+    opened = session.ask("OPENDIR", struct.pack("=II", 0, 0))
+    session.asked(opened)
+    session.client.reply(opened, OpenedFile(80, attributes(1, DIRECTORY)))
+    (handle,) = struct.unpack_from("=Q", session.answered(opened))
+    first = session.ask("READDIR", struct.pack("=QQIIQII", handle, 2, 4096, 0, 0, 0, 0))
+    session.asked(first)
+    session.client.reply(first, Listed(tuple(ListedEntry(b"n%d" % at, 5, REGULAR & 0o170000) for at in range(4)), True))
+    session.answered(first)
+    turnstile = session.serving.turnstile
+    turnstile.apply(session.loop.now, Gate(Tenant(name="acme", rules=(Rule("/n*", hide=True), ALLOWED)), turnstile.gate.identity))
+    session.ask("READDIR", struct.pack("=QQIIQII", handle, 3, 4096, 0, 0, 0, 0))
+    session.until(lambda: session.violations)
+    assert "more than 3 entries" in str(session.violations[0])
+
+
 def test_what_the_kernel_is_to_forget_it_is_told(session):
     lookup = session.lookup()
     session.asked(lookup)
@@ -368,19 +398,11 @@ def test_while_too_much_waits_for_the_client_the_kernel_keeps_its_requests(sessi
     session.asked(number)
 
 
-def test_a_mount_that_is_gone_is_noticed_all_the_same(session):
+def test_that_the_mount_is_gone_is_noticed_all_the_same(session):
     session.server.socket.queued = 2**30
-    ended = []
-    session.driver._on_end = lambda: (ended.append(True), session.serving.detach())
     session.kernel.close()
-    session.device.shutdown(socket.SHUT_RDWR)
-    read, write = os.pipe()
-    os.dup2(read, session.device.fileno())
-    os.close(read)
-    os.close(write)
-    session.serving._driver_ready(select.EPOLLERR)
-    os.dup2(os.open("/dev/null", os.O_RDONLY), session.device.fileno())
-    assert len(ended) <= 1
+    with pytest.raises(KernelError, match="0 bytes"):
+        session.settle()
 
 
 # A journal that takes nothing.
@@ -438,6 +460,13 @@ def test_beyond_its_patience_what_was_not_sent_fails_and_nothing_new_is_sent(ses
     assert session.answered(later) == "EIO"
     session.settle(3 * RETRY)
     assert session.client.frames == []
+
+
+def test_its_patience_may_end_with_what_comes_next(session, monkeypatch):
+    monkeypatch.setattr(serving_module, "PATIENCE", 0.0)
+    session.journald.block()
+    assert session.answered(session.mkdir()) == "EIO"
+    assert session.answered(session.lookup()) == "EIO"
 
 
 def test_the_loop_goes_on_turning_while_the_journal_is_full(session):

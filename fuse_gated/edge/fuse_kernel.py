@@ -63,12 +63,17 @@ class Notifier:
 
     def __init__(self) -> None:
         self._notices: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
+        self._waiting: set[tuple[int, bytes]] = set()
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
         self._thread.start()
 
     def put(self, fd: int, notice: bytes) -> None:
-        """Write `notice` to `fd` in a while."""
-        self._notices.put((fd, notice))
+        """Write `notice` to `fd` in a while. One that waits already is enough, so a client that tells of the same change
+        again and again fills no memory: there are at most two for each node."""
+        entry = (fd, notice)
+        if entry not in self._waiting:
+            self._waiting.add(entry)
+            self._notices.put(entry)
 
     def stop(self) -> None:
         """End the thread, unless it waits in the kernel: then it ends with the mount."""
@@ -77,6 +82,8 @@ class Notifier:
 
     def _run(self) -> None:
         while (entry := self._notices.get()) is not None:
+            # Before it is written: what changes from here on needs another one.
+            self._waiting.discard(entry)
             write_notice(*entry)
 
 

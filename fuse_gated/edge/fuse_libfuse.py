@@ -7,7 +7,6 @@ What libfuse does to open files that lose their name is undone here: see tree/by
 """
 
 import os
-import socket
 from collections import deque
 from collections.abc import Callable
 from errno import EACCES, ENOENT

@@ -5,6 +5,7 @@ all the same and is told how long to wait, so those who come later wait behind: 
 calls this a reservation). What is larger than the bucket goes when the bucket is full, so nothing waits for ever.
 """
 
+import math
 from typing import Final
 
 from fuse_gated.gate.tenant import Limits
@@ -38,25 +39,33 @@ class Limiter:
         self._refuses = limits.on_excess == "refuse"
         self.unlimited = not self._buckets and not self._byte_buckets
 
-    def take(self, now: float, kind: str, bytes: int = 0) -> float:
+    def take(self, now: float, kind: str, bytes: int = 0, *, longest: float = math.inf) -> float:
         """Take one operation of class `kind` ('read', 'write', 'other') with so many bytes: the seconds to wait before it is
-        carried out, 0.0 to go on at once, or REFUSED. It counts for its own class and for '*', where they have limits."""
+        carried out, 0.0 to go on at once, or REFUSED, also where it would wait more than `longest` seconds. It counts for its
+        own class and for '*', where they have limits."""
         if self.unlimited:
             return 0.0
-        own, own_bytes = self._buckets.get(kind), self._byte_buckets.get(kind)
         wait = 0.0
-        takes = []
-        for bucket, amount in ((own, 1), (self._every, 1), (own_bytes, bytes), (self._every_byte, bytes)):
-            if bucket is not None and amount > 0:
-                wait = max(wait, bucket.wait(now, amount))
-                takes.append((bucket, amount))
+        takes = self._takes(kind, bytes)
+        for bucket, amount in takes:
+            wait = max(wait, bucket.wait(now, amount))
         if wait <= _SLACK:
             wait = 0.0
-        elif self._refuses:
+        elif self._refuses or wait > longest:
             return REFUSED
         for bucket, amount in takes:
             bucket.credit -= amount / bucket.rate
         return wait
+
+    def give_back(self, kind: str, bytes: int = 0) -> None:
+        """What was taken is not used: whoever waited for it does not wait any more."""
+        for bucket, amount in self._takes(kind, bytes):
+            bucket.credit = min(bucket.room, bucket.credit + amount / bucket.rate)
+
+    def _takes(self, kind: str, bytes: int) -> "list[tuple[_Bucket, int]]":
+        own, own_bytes = self._buckets.get(kind), self._byte_buckets.get(kind)
+        buckets = ((own, 1), (self._every, 1), (own_bytes, bytes), (self._every_byte, bytes))
+        return [(bucket, amount) for bucket, amount in buckets if bucket is not None and amount > 0]
 
 
 class _Bucket:

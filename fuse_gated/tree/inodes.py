@@ -17,6 +17,9 @@ _REMEMBERED = 1024
 """Bytes of a path that is remembered with its node. Longer ones are put together each time, because the paths of one chain of
 nested directories, all remembered, take the square of its length."""
 
+_MOST_SIBLINGS = 256
+"""Names of one file that are told of a change."""
+
 Identity = tuple[int, int, int]
 """(device, inode number, file type): which file on the client."""
 
@@ -151,7 +154,8 @@ class Inodes:
         """The other nodes of a file with several hard links."""
         if node.identity is None or node.identity not in self._linked:
             return []
-        return sorted(number for number in self._linked[node.identity] if number != node.id)
+        # Bounded: a client may say of every file that it is the same one.
+        return sorted(islice((number for number in self._linked[node.identity] if number != node.id), _MOST_SIBLINGS))
 
     def oldest(self, count: int) -> list[tuple[int, bytes]]:
         """The names (parent, name) that the kernel may be asked to forget: leaves that nothing is open on, at most `count`,

@@ -15,7 +15,9 @@ class Call:
     """A request of the kernel that has not been answered yet. `told` says that an audit record announced it, so that its
     failure must be told as well. `deadline` is set when the client is first asked, and holds for all that it is asked."""
 
-    __slots__ = ("caller", "deadline", "id", "interrupted", "new_path", "operation", "path", "request", "started", "told")
+    __slots__ = (
+        "caller", "deadline", "id", "interrupted", "limited_as", "new_path", "operation", "path", "request", "started", "told",
+    )  # fmt: skip
 
     def __init__(self, number: int, caller: Caller, request: Request, operation: str, started: float) -> None:
         self.id = number
@@ -28,3 +30,5 @@ class Call:
         self.new_path: bytes | None = None
         self.told = False
         self.interrupted = False
+        self.limited_as = ""
+        """The limiter's class, while the limiter holds it back."""

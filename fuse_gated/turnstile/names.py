@@ -85,6 +85,9 @@ def readlink(t: Desk, call: Call, request: operations.Readlink) -> None:
     t.announce_other(call, path, rule=verdict.rule)
 
     def answered(target: bytes) -> None:
+        if t.place(request.node) != path:
+            # It was moved while the client was asked, and what is inside depends on how deep it lies.
+            raise Failure("ESTALE")
         contained = sandbox.contained_link(target, path, t.export_root, t.gate.tenant.symlinks)
         if contained is None:
             raise t.refused(call, _LINK_LEAVES, path)

@@ -47,6 +47,7 @@ class Turnstile(Desk):
         self.untold = 0
         """Requests that failed because of that."""
         self._lost = False
+        self._held_bytes = 0
 
     # What the driver says.
 
@@ -91,6 +92,7 @@ class Turnstile(Desk):
             pending.deadline = min(pending.deadline, now + INTERRUPT_GRACE)
         else:
             self.session.give_up(number)
+            self._let_go(call)
             self.fail(call, "EINTR")
 
     # What the client says.
@@ -147,6 +149,8 @@ class Turnstile(Desk):
         self.now = now
         while self._held and self._held[0][0] <= now:
             call = heapq.heappop(self._held)[2]
+            if call.limited_as:
+                self._no_longer_held(call)
             if self._calls.get(call.id) is not call:
                 continue  # interrupted meanwhile
             try:
@@ -192,22 +196,32 @@ class Turnstile(Desk):
 
     def _is_held(self, call: Call, kind: str) -> bool:
         request = call.request
-        size = 0
-        if isinstance(request, operations.Write):
-            size = len(request.data)
-        elif isinstance(request, operations.Read):
-            size = request.size
-        elif isinstance(request, operations.CopyFileRange):
-            size = copied(request)
-        wait = self.limiter.take(self.now, kind, size)
+        size = _size(request)
+        kept = size if isinstance(request, operations.Write) else 0
+        full = self._held_bytes + kept > self.limits.max_bytes_in_flight
+        wait = REFUSED if full else self.limiter.take(self.now, kind, size, longest=self.limits.deadline)
         if wait == REFUSED:
             raise self.limited(call, "EAGAIN", self._path_of(request), f"more {kind} operations or bytes than the policy allows")
         if wait <= 0.0:
             return False
         if isinstance(request, operations.Write):
             call.request = msgspec.structs.replace(request, data=bytes(request.data))
+        call.limited_as = kind
+        self._held_bytes += kept
         self.hold(call, wait)
         return True
+
+    def _let_go(self, call: Call) -> None:
+        """Nobody waits any more for a request that the limiter holds: its turn goes to the others, its data is dropped."""
+        if call.limited_as:
+            self.limiter.give_back(call.limited_as, _size(call.request))
+            self._no_longer_held(call)
+            call.request = operations.Destroy()
+
+    def _no_longer_held(self, call: Call) -> None:
+        call.limited_as = ""
+        if isinstance(call.request, operations.Write):
+            self._held_bytes -= len(call.request.data)
 
     def _path_of(self, request: Request) -> bytes | None:
         """What a request is about, for the record of one that was refused unseen."""
@@ -231,3 +245,12 @@ class Turnstile(Desk):
         if node.parent is not None and not node.lost:
             self.effects.append(InvalidateEntry(node.parent.id, node.name))
         self.effects.append(InvalidateInode(node.id))
+
+
+def _size(request: Request) -> int:
+    """The bytes that a request counts for with the limiter."""
+    if isinstance(request, operations.Write):
+        return len(request.data)
+    if isinstance(request, operations.Read):
+        return request.size
+    return copied(request) if isinstance(request, operations.CopyFileRange) else 0

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from fuse_gated.errors import ProtocolError
-from fuse_gated.wire.messages import ARGUMENTS, MAX_MESSAGE, RESULTS, Arguments, Asked, Frame, FromClient, FromServer
+from fuse_gated.wire.messages import ARGUMENTS, MAX_MESSAGE, RESULTS, Arguments, Asked, Frame, FromClient, FromServer, Write
 
 MAX_FRAMES: Final = 4096
 """Frames in one message."""
@@ -111,6 +111,9 @@ def decode_arguments(asked: Asked) -> Arguments | None:
         arguments: Arguments = decoder.decode(asked.arguments)
     except _FAULTS as error:
         raise _malformed(f"arguments of {asked.operation}", error) from None
+    if isinstance(arguments, Write):
+        # msgspec 0.19 makes views that say to be longer than they are.
+        return msgspec.structs.replace(arguments, data=arguments.data.cast("B"))
     return arguments
 
 

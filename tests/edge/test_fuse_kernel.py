@@ -652,3 +652,23 @@ def test_an_unmounted_mount_has_ended(mounted):
     responder.thread.join(DEADLINE)
     assert responder.log.ended == 1
     responder.driver.answer(2, op.Done())
+
+
+def test_a_notice_that_waits_already_is_not_kept_twice():
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    notifier = Notifier()
+    try:
+        size = fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)
+        os.write(writer, bytes(size))
+        # The thread now waits in its first write; what comes meanwhile is one notice more, however often it is said.
+        for _ in range(1000):
+            notifier.put(writer, b"same")
+        notifier.put(writer, b"last")
+        told = b""
+        while not told.endswith(b"last"):
+            told += os.read(reader, 65536)
+        assert told[size:].count(b"same") <= 2
+    finally:
+        notifier.stop()
+        os.close(reader)
+        os.close(writer)

@@ -153,3 +153,22 @@ def test_a_wait_for_bytes_and_one_for_operations_go_on_at_once() -> None:
     # 4 s for the bytes and 1 s for the operation: 4 s, and after them the next operation's second has long been there.
     assert limiter.take(0.0, "read", 100) == pytest.approx(4.0)
     assert limiter.take(3.0, "read") == 0.0
+
+
+def test_who_would_wait_too_long_is_refused_and_takes_nothing() -> None:
+    limiter = Limiter(Limits(operations={"*": 10.0}), 0.0)
+    for _ in range(15):
+        limiter.take(0.0, "other")
+    assert limiter.take(0.0, "other", longest=0.5) == REFUSED
+    assert limiter.take(0.0, "other", longest=0.7) == pytest.approx(0.6)
+
+
+def test_what_is_given_back_is_there_for_the_next_and_no_more_than_there_was() -> None:
+    limiter = Limiter(Limits(operations={"write": 10.0}, bytes={"*": 100.0}), 0.0)
+    assert limiter.take(0.0, "write", 100) == 0.0
+    assert limiter.take(0.0, "write", 100) == pytest.approx(1.0)
+    limiter.give_back("write", 100)
+    limiter.give_back("write", 100)
+    limiter.give_back("write", 100)
+    assert limiter.take(0.0, "write", 100) == 0.0
+    assert limiter.take(0.0, "write", 50) == pytest.approx(0.5)

@@ -277,7 +277,9 @@ def test_a_name_that_turns_out_to_be_one_of_several_becomes_a_sibling(inodes):
 
 
 def test_a_name_that_is_dropped_is_no_sibling_any_more(inodes):
-    a, b = make(inodes, b"a", inode=5, nlink=2), make(inodes, b"b", inode=5, nlink=2)
+    a, b, c = (make(inodes, name, inode=5, nlink=3) for name in (b"a", b"b", b"c"))
+    inodes.forget(c.id, 1)
+    assert inodes.siblings(a) == [b.id]
     inodes.forget(b.id, 1)
     assert inodes.siblings(a) == []
     inodes.forget(a.id, 1)

@@ -206,6 +206,17 @@ def test_the_policy_may_show_links_as_they_are_or_not_at_all():
     assert failed(Mount(symlinks="deny").do(op.Readlink(b"l"), b"f")) == "EACCES"
 
 
+def test_a_link_that_was_moved_meanwhile_is_read_again_because_inside_depends_on_its_depth():
+    mount = Mount()
+    link = mount.lookup(b"d/l", LINK)
+    parent = mount.t.inodes.get(link).parent.id
+    number = mount.ask(op.Readlink(link))
+    mount.do(op.Rename(parent, b"l", ROOT, b"l", 0), None)
+    mount.reply(number, b"../f")
+    assert failed(mount.answer(number)) == "ESTALE"
+    assert failed(mount.do(op.Readlink(link), b"../f")) == "EACCES"
+
+
 def test_a_link_is_made_with_any_target_that_there_can_be():
     mount = Mount()
     mount.do(op.Symlink(ROOT, b"l", b"../\xff"), attributes(30, LINK))

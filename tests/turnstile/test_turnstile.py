@@ -216,6 +216,40 @@ def test_bytes_count_by_their_class():
     assert [frame.operation for frame in mount.sent[2:]] == ["read", "copy_file_range"]
 
 
+def test_nobody_is_held_back_for_longer_than_the_deadline():
+    mount = Mount(limits=TenantLimits(operations={"*": 1.0}), bounds=Limits(deadline=10))
+    numbers = [mount.ask(op.Lookup(ROOT, b"n%d" % number)) for number in range(12)]
+    assert [bool(mount.answers(number)) for number in numbers] == [False] * 11 + [True]
+    assert failed(mount.answer(numbers[-1])) == "EAGAIN"
+    assert mount.records[-1].kind == "limited"
+
+
+def test_an_interrupted_caller_leaves_its_turn_to_the_others():
+    mount = Mount(limits=TenantLimits(operations={"*": 1.0}))
+    _, second, third = (mount.ask(op.Lookup(ROOT, name)) for name in (b"a", b"b", b"c"))
+    mount.interrupt(second)
+    mount.interrupt(third)
+    fourth = mount.ask(op.Lookup(ROOT, b"d"))
+    mount.clear()
+    mount.tick(1.01)
+    assert [frame.id for frame in mount.sent] == [fourth]
+
+
+def test_the_data_that_is_held_back_is_bounded():
+    mount = Mount(limits=TenantLimits(bytes={"write": 10.0}), bounds=Limits(max_bytes_in_flight=25))
+    node = mount.lookup(b"f", inode=21)
+    handle = mount.open(node)
+    writes = [mount.ask(op.Write(node, handle, 0, bytes(10))) for _ in range(4)]
+    assert failed(mount.answer(writes[3])) == "EAGAIN"
+    mount.interrupt(writes[1])
+    assert failed(mount.answer(writes[1])) == "EINTR"
+    again = mount.ask(op.Write(node, handle, 0, bytes(10)))
+    assert mount.answers(again) == [], "there is room again"
+    mount.reply(writes[0], 10)
+    mount.tick(5)
+    assert {frame.id for frame in mount.sent} >= {writes[2], again}
+
+
 def test_what_was_held_back_is_judged_when_its_turn_comes():
     mount = Mount(limits=TenantLimits(operations={"*": 1.0}))
     mount.do(op.Lookup(ROOT, b"a"), attributes(21))

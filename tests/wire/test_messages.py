@@ -38,7 +38,8 @@ def test_a_frame_is_an_array_with_its_tag_first(frame, form):
 def test_arguments_may_be_followed_by_what_a_later_version_adds(name):
     values = [_value(field.type) for field in msgspec.structs.fields(ARGUMENTS[name])]
     arguments = msgspec.msgpack.decode(msgspec.msgpack.encode([*values, "new", 7]), type=ARGUMENTS[name])
-    assert list(msgspec.structs.astuple(arguments)) == values
+    found = [bytes(value) if isinstance(value, memoryview) else value for value in msgspec.structs.astuple(arguments)]
+    assert found == values
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

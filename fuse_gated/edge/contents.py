@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from typing import Final
 
 from fuse_gated.edge import listing, syscalls
@@ -23,6 +24,8 @@ from fuse_gated.wire import messages as wire
 MAX_OFFSET: Final = 2**63 - 1
 QUICK_WRITE: Final = 256 * 1024
 """Bytes that are written into the page cache in less time than a thread takes to be woken."""
+MOST_ENTRIES: Final = 2_000_000
+"""Entries that open directories keep between them; beyond it no further one is read (ENOMEM)."""
 _COPY_AT_ONCE: Final = 128 * 2**20
 """copy_file_range(2) cannot be interrupted, so a request ends after so much; the server asks for the rest."""
 _CREATE_TRIES: Final = 16
@@ -42,6 +45,8 @@ class Contents:
         self._names = names
         self._precautions = precautions
         self._filesystems = filesystems
+        self._kept_entries = 0
+        self._counting = threading.Lock()
         self._scratch = memoryview(bytearray(wire.MAX_DATA))
 
     def open(self, arguments: wire.Open) -> wire.OpenedFile:
@@ -113,6 +118,8 @@ class Contents:
             raise OSError(errno.EINVAL, f"{len(data)} bytes in one write")
         _require_range(arguments.offset, len(data))
         file.written = True
+        if arguments.append and arguments.most is not None and os.fstat(file.fd).st_size + len(data) > arguments.most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         if arguments.clear_setid:
             clear_setid(file.fd)
         flags = os.RWF_APPEND if arguments.append else 0
@@ -169,7 +176,16 @@ class Contents:
 
     def readdir(self, arguments: wire.Readdir) -> wire.Listed:
         directory = self._handles.directory(arguments.handle)
-        return listing.read(directory, arguments.cookie, arguments.count, arguments.attributes)
+        if arguments.cookie == 0:
+            self._keep(-len(directory.entries))
+            directory.entries = []
+            if self._kept_entries > MOST_ENTRIES:
+                raise OSError(errno.ENOMEM, "too many entries of open directories are kept")
+        try:
+            return listing.read(directory, arguments.cookie, arguments.count, arguments.attributes)
+        finally:
+            if arguments.cookie == 0:
+                self._keep(len(directory.entries))
 
     def readdir_is_quick(self, arguments: wire.Readdir) -> bool:
         directory = self._handles.directory(arguments.handle)
@@ -177,7 +193,9 @@ class Contents:
 
     def releasedir(self, arguments: wire.Releasedir) -> None:
         """Must not be called while another operation on the handle runs."""
-        os.close(self._handles.remove_directory(arguments.handle).fd)
+        directory = self._handles.remove_directory(arguments.handle)
+        self._keep(-len(directory.entries))
+        os.close(directory.fd)
 
     def fsyncdir(self, arguments: wire.Fsyncdir) -> None:
         fd = self._handles.directory(arguments.handle).fd
@@ -214,6 +232,10 @@ class Contents:
         if arguments.clear_setid:
             clear_setid(target.fd)
         return os.copy_file_range(source.fd, target.fd, min(length, _COPY_AT_ONCE), arguments.offset, arguments.to_offset)
+
+    def _keep(self, entries: int) -> None:
+        with self._counting:
+            self._kept_entries += entries
 
     def _open(self, arguments: wire.Open, extra: int) -> wire.OpenedFile:
         flags = _open_flags(arguments.flags)

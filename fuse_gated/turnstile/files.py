@@ -111,9 +111,12 @@ def read(t: Desk, call: Call, request: operations.Read) -> None:
 def write(t: Desk, call: Call, request: operations.Write) -> None:
     handle = judged(t, call, request.handle, write=True)
     size = len(request.data)
-    _check_size(t, call, handle, request.offset + size)
-    handle.unflushed = True
     append = bool(handle.flags & _APPEND) and not request.from_cache
+    if not append:
+        _check_size(t, call, handle, request.offset + size)
+    # Where an append ends only the client knows: the kernel's offset is as old as the size that it has seen.
+    most = t.gate.tenant.limits.file_size if append else None
+    handle.unflushed = True
     # A view of the driver's buffer is encoded before the driver reads on, so it need not be copied unless it waits.
     data = memoryview(bytes(request.data) if t.session.would_wait(size) else request.data)
 
@@ -124,7 +127,13 @@ def write(t: Desk, call: Call, request: operations.Write) -> None:
         t.statistics.bytes_written += count
         t.answer_change(call, Count(count), t.siblings(handle.node), contents=True)
 
-    t.ask(call, messages.Write(handle.remote, request.offset, data, append, request.kill_suidgid), answered, size=size)
+    def failed(errno: str) -> None:
+        if errno == "EFBIG" and most is not None:
+            raise t.limited(call, errno, t.handles.path(handle), f"an append beyond {most} bytes, which the policy allows")
+        t.fail(call, errno)
+
+    arguments = messages.Write(handle.remote, request.offset, data, append, request.kill_suidgid, most)
+    t.ask(call, arguments, answered, failed, size=size)
 
 
 def flush(t: Desk, call: Call, request: operations.Flush) -> None:

@@ -207,13 +207,15 @@ class Read(Arguments, frozen=True, gc=False):
 
 
 class Write(Arguments, frozen=True, gc=False):
-    """`append`: at the file's end, whatever `offset` says (RWF_APPEND)."""
+    """`append`: at the file's end, whatever `offset` says (RWF_APPEND); with `most`, EFBIG if the file were longer than that
+    afterwards."""
 
     handle: int
     offset: int
     data: memoryview
     append: bool = False
     clear_setid: bool = False
+    most: int | None = None
 
 
 class Flush(Arguments, frozen=True, gc=False):

@@ -442,3 +442,26 @@ def test_a_network_mounted_beneath_is_noticed(export: Export, file: Path, monkey
     assert export.attempt(wire.Flush(handle, 1)) is None
     export.perform(wire.Write(handle, 0, memoryview(b"x")))
     assert export.attempt(wire.Flush(handle, 1)) is LATER
+
+
+def test_an_append_ends_where_it_may_grow_to(export: Export, file: Path, handle: int) -> None:
+    data = memoryview(b"abc")
+    # What another descriptor wrote meanwhile counts: the size is the file's, not what the server last saw.
+    file.write_bytes(bytes(20))
+    assert answer(export, wire.Write(handle, 0, data, append=True, most=22)) == "EFBIG"
+    assert file.stat().st_size == 20
+    assert export.perform(wire.Write(handle, 0, data, append=True, most=23)) == 3
+    assert export.perform(wire.Write(handle, 0, data, append=True)) == 3
+
+
+def test_what_open_directories_keep_is_bounded(export: Export, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuse_gated.edge.contents.MOST_ENTRIES", 25)
+    for number in range(10):
+        (root / f"n{number}").touch()
+    handles = [export.perform(wire.Opendir(b"")).handle for _ in range(4)]
+    for handle in handles[:3]:
+        assert len(export.perform(wire.Readdir(handle, 0, 100, False)).entries) == 10
+        assert len(export.perform(wire.Readdir(handle, 0, 100, False)).entries) == 10
+    assert answer(export, wire.Readdir(handles[3], 0, 100, False)) == "ENOMEM"
+    export.perform(wire.Releasedir(handles[0]))
+    assert len(export.perform(wire.Readdir(handles[3], 0, 100, False)).entries) == 10

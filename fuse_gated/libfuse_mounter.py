@@ -162,21 +162,19 @@ class LibfuseMounter:
             return
         except PeerError:
             received = None
-        message = received[0] if received is not None else None
-        match message:
-            case hosting.Mounted():
-                self._mounted(hosted, message)
-            case hosting.Failed():
-                hosted.reason = message.reason
-            case None:
-                self._loop.forget(hosted.channel.fileno())
+        if received is None:
+            self._loop.forget(hosted.channel.fileno())
+        elif isinstance(received[0], hosting.Failed):
+            hosted.reason = received[0].reason
+        else:
+            self._mounted(hosted, received[0])
 
     def _mounted(self, hosted: _Hosted, message: hosting.Mounted) -> None:
-        then, hosted.then = hosted.then, None
+        then = hosted.then
         if hosted.mounted or then is None:
             hosted.child.send_signal(signal.SIGKILL)  # our code says it once
             return
-        hosted.mounted = True
+        hosted.mounted, hosted.then = True, None
         hosted.set_timer(None)
         if message.warning:
             _tell(f"{hosted.order.point}: {message.warning}")

@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from fuse_gated.edge.libfuse import LACKS
 from harness import LIVE, Mounted, Server, Stage, Work, need
 from harness.namespace import enter_private_namespace
+
+from fuse_gated.edge.libfuse import LACKS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -55,14 +55,14 @@ class Scene:
     def __init__(self, order: Order, main: Callable[..., int] = libfuse_host.run) -> None:
         self.order = order
         self.point = Path(order.point)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.daemon, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.worker, host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.asked: list[op.Request] = []
         self.waiting: list[int] = []
         own_pid = os.getpid()
         with theirs, host:
             self.child = process.spawn(lambda: main(theirs, host, order, own_pid), ignored=(signal.SIGINT, signal.SIGHUP))
-        self.channel = Channel(ours, hosting.TO_DAEMON, max_fds=0)
+        self.channel = Channel(self.daemon, hosting.TO_DAEMON, max_fds=0)
 
     def told(self) -> Any:
         """What the daemon is told; None at the end of the channel."""
@@ -81,12 +81,15 @@ class Scene:
             return child.result()
 
     def serve(self, child: Child, answer: Callable[[op.Request], Any], until: type[op.Request] | None = None) -> None:
-        """Answer until the child ends, or asks for `until`."""
+        """Answer until the child ends, or the host, or until it asks for `until`."""
         while True:
             ready = select.select([self.worker, child], [], [], DEADLINE)[0]
             assert ready, f"nothing happens any more; asked: {self.asked}"
             if self.worker in ready:
-                message = hosting.decode_request(self.worker.recv(hosting.MAX_PACKET))
+                packet = self.worker.recv(hosting.MAX_PACKET)
+                if not packet:
+                    return
+                message = hosting.decode_request(packet)
                 assert isinstance(message, tuple)
                 self.asked.append(message[2])
                 found = answer(message[2])
@@ -171,9 +174,9 @@ def test_it_ends_and_nothing_is_left(scene: Scene, mnt: Path, end: str) -> None:
         if end == "SIGTERM":
             scene.child.send_signal(signal.SIGTERM)
         elif end == "the worker":
-            scene.worker.close()
+            scene.worker.shutdown(socket.SHUT_RDWR)  # The program that waits has a copy of it.
         elif end == "the daemon":
-            scene.channel.close()
+            scene.daemon.shutdown(socket.SHUT_RDWR)
         else:
             assert libfuse.unmount(str(scene.point)) == ""
             scene.let_end(waiting)
@@ -294,6 +297,7 @@ def test_a_mount_that_is_not_to_be_seen(mnt: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(libfuse, "serve", lambda operations, *_: operations.init(1))
     scene = Scene(order(mnt))
     assert scene.told() == hosting.Failed("libfuse does not say why")
+    assert scene.ended() == 0
     scene.close()
 
 

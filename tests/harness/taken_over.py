@@ -30,8 +30,10 @@ Facts = dict[str, Any]
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _PTRACE_ATTACH: Final = 16
 _SYSCALLS: Final = {
-    "x86_64": {"tgkill": 234, "rt_sigqueueinfo": 129, "pidfd_getfd": 438, "bpf": 321, "keyctl": 250, "io_uring_setup": 425, "openat": 257, "clone": 56},
-    "aarch64": {"tgkill": 131, "rt_sigqueueinfo": 138, "pidfd_getfd": 438, "bpf": 280, "keyctl": 219, "io_uring_setup": 425, "openat": 56, "clone": 220},
+    "x86_64": {"tgkill": 234, "rt_sigqueueinfo": 129, "pidfd_getfd": 438, "bpf": 321,
+                "keyctl": 250, "io_uring_setup": 425, "openat": 257, "clone": 56},
+    "aarch64": {"tgkill": 131, "rt_sigqueueinfo": 138, "pidfd_getfd": 438, "bpf": 280,
+                 "keyctl": 219, "io_uring_setup": 425, "openat": 56, "clone": 220},
 }[os.uname().machine]  # fmt: skip
 
 

@@ -83,4 +83,3 @@ def mounts_of(server: Server) -> list[str]:
     """The directories beneath <runtime>/mnt, without asking any mount."""
     top = server.runtime / "mnt"
     return sorted(f"{tenant.name}/{export}" for tenant in top.iterdir() for export in os.listdir(tenant)) if top.is_dir() else []
-

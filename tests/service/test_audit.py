@@ -125,7 +125,12 @@ OPENS: Final = [
     ("operation", "opendir", "/new", "allowed"),
     *CHANGES[7:],
 ]
-EXPECTED: Final = {"denials": [row for row in CHANGES if row[0] == "refused"], "writes": CHANGES, "opens": OPENS, "everything": OPENS}
+EXPECTED: Final = {
+    "denials": [row for row in CHANGES if row[0] == "refused"],
+    "writes": CHANGES,
+    "opens": OPENS,
+    "everything": OPENS,
+}
 LOOKING: Final = {"lookup", "getattr", "readdir", "releasedir", "flush", "statfs", "access"}
 """What 'everything' tells besides: how often the kernel asks is its own affair."""
 

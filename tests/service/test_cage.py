@@ -23,7 +23,7 @@ NOBODY: Final = Persona(65534, 65534)
 
 
 @pytest.fixture(scope="module")
-def server(stage: Stage) -> Iterator[Server]:
+def server(stage: Stage) -> Server:
     """fuse-gated, but for workers that do what their clients say (harness/taken_over.py)."""
 
     def taken_over(name: str, _module: str, *rest: Any, **keywords: Any) -> Program:
@@ -33,7 +33,7 @@ def server(stage: Stage) -> Iterator[Server]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), os.pathsep)
         patch.setattr(harness.server, "Program", taken_over)
         server = stage.server(stage.tenant(exports={"max_sessions": 20}))
-    yield server
+    return server
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,10 @@ def test_the_daemon_and_the_keeper(server: Server, other: Mounted) -> None:
 
 def test_the_runtime_directory(server: Server, other: Mounted) -> None:
     """What stands there is root's, and what others may do in it is written down here."""
-    modes = {name: (os.lstat(server.runtime / name).st_uid, os.lstat(server.runtime / name).st_mode & 0o777) for name in os.listdir(server.runtime)}
+    modes = {
+        name: (os.lstat(server.runtime / name).st_uid, os.lstat(server.runtime / name).st_mode & 0o777)
+        for name in os.listdir(server.runtime)
+    }
     assert modes == {
         "audit.jsonl": (65534, 0o600),
         "control.sock": (65534, 0o660),

@@ -14,7 +14,6 @@ import pytest
 from harness import Server
 from harness.hostile import SILENCE, Answer, HostileClient, Message, attributes, directory, file, honest, memory, reply
 from harness.waiting import told, until, wait_for_record
-from websockets.frames import Opcode
 
 from fuse_gated import control
 from fuse_gated.operations import Filesystem
@@ -176,7 +175,9 @@ NO_LIES: Final = [
 ]
 
 
-@pytest.mark.parametrize(("operation", "answer", "provoke", "expected"), [row[1:] for row in NO_LIES], ids=[row[0] for row in NO_LIES])
+@pytest.mark.parametrize(
+    ("operation", "answer", "provoke", "expected"), [row[1:] for row in NO_LIES], ids=[row[0] for row in NO_LIES]
+)
 def test_what_an_honest_client_might_say_ends_the_call_only(
     unharmed: Server, operation: str, answer: Any, provoke: Callable[[Path], object], expected: str
 ) -> None:
@@ -487,7 +488,9 @@ def test_a_million_entries_take_no_memory(unharmed: Server, capsys: pytest.Captu
         start = arguments.cookie
         numbers = range(start, min(total, start + arguments.count))
         page.clear()
-        return Listed(tuple([ListedEntry(b"%0200d" % n, n + 10, 0o100000) for n in numbers]), end=start + arguments.count >= total)
+        return Listed(
+            tuple([ListedEntry(b"%0200d" % n, n + 10, 0o100000) for n in numbers]), end=start + arguments.count >= total
+        )
 
     with HostileClient(unharmed) as client:
         mount = client.open(answer)
@@ -500,7 +503,10 @@ def test_a_million_entries_take_no_memory(unharmed: Server, capsys: pytest.Captu
         client.leave()
     growth = grown(pid, before) if Path(f"/proc/{pid}").exists() else after["VmHWM"] - before["RSS"]
     with capsys.disabled():
-        print(f"\na million entries of 200 bytes: {seconds:.1f} s; worker's peak +{growth / MIB:.1f} MiB, PSS {after['PSS'] / MIB:.1f} MiB")
+        print(
+            f"\na million entries of 200 bytes: {seconds:.1f} s; "
+            f"worker's peak +{growth / MIB:.1f} MiB, PSS {after['PSS'] / MIB:.1f} MiB"
+        )
     assert growth < 64 * MIB
 
 

@@ -289,7 +289,10 @@ def test_kill_9_of_a_worker_whose_notification_waits_in_the_kernel(server: Serve
 
 
 def _thread_states(pid: int) -> list[str]:
-    return [Path(f"/proc/{pid}/task/{task}/stat").read_text().rpartition(")")[2].split()[0] for task in os.listdir(f"/proc/{pid}/task")]
+    return [
+        Path(f"/proc/{pid}/task/{task}/stat").read_text().rpartition(")")[2].split()[0]
+        for task in os.listdir(f"/proc/{pid}/task")
+    ]
 
 
 def test_all_killed_at_once_and_started_anew(own_stage: Stage, server: Server) -> None:
@@ -369,7 +372,10 @@ def write(path: Path, text: str) -> None:
 
 def test_a_port_that_is_taken(server: Server, etc: Path, tmp_path: Path) -> None:
     status, said = failing(etc, tmp_path / "run", "--listen", f"127.0.0.1:{server.port}")
-    assert (status, f"cannot listen on 127.0.0.1:{server.port}: the port is taken (see who has it with: ss" in said) == (1, True), said
+    assert (status, f"cannot listen on 127.0.0.1:{server.port}: the port is taken (see who has it with: ss" in said) == (
+        1,
+        True,
+    ), said
 
 
 def test_another_server_on_the_runtime_directory(server: Server, etc: Path) -> None:
@@ -433,7 +439,9 @@ def test_twelve_faults_at_once(etc: Path, tmp_path: Path) -> None:
     status, said = failing(etc, tmp_path / "run")
     assert status == 4
     places = [tuple(map(int, match)) for match in re.findall(r"fuse-gated: policy\.yaml:(\d+):(\d+): ", said)]
-    assert [line for line, _ in places] == [2, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17][: len(places)] or len(places) >= 12, said
+    assert [line for line, _ in places] == [2, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17][: len(places)] or len(places) >= 12, (
+        said
+    )
     assert len(places) >= 12, said
     assert "the configuration has" in said.splitlines()[-1]
 
@@ -480,4 +488,3 @@ class _Elsewhere:
 
     def __init__(self, port: int) -> None:
         self.url = f"ws://127.0.0.1:{port}"
-

@@ -31,7 +31,12 @@ LIMITS: Final[dict[str, dict[str, Any]]] = {
 def server(stage: Stage) -> Server:
     rule = {"path": "/**", "allow": ["read", "write", "delete"]}
     tenants = {
-        name: {"tokens": [{"sha256": digest(name)}], "users": ["root"], "rules": [dict(rule, allow=list(rule["allow"]))], "limits": limits}
+        name: {
+            "tokens": [{"sha256": digest(name)}],
+            "users": ["root"],
+            "rules": [dict(rule, allow=list(rule["allow"]))],
+            "limits": limits,
+        }
         for name, limits in LIMITS.items()
     }
     return stage.server({"tenants": tenants})

@@ -138,7 +138,9 @@ def test_a_browser_shows_its_token_in_the_hello(server: Server) -> None:
         client.leave()
 
 
-@pytest.mark.parametrize(("token", "reason"), [(None, "a token is needed"), ("", "a token is needed"), ("x", "is not known here")])
+@pytest.mark.parametrize(
+    ("token", "reason"), [(None, "a token is needed"), ("", "a token is needed"), ("x", "is not known here")]
+)
 def test_a_browser_with_a_wrong_token(server: Server, token: str | None, reason: str) -> None:
     before = len(told(server))
     with browser(server, ORIGIN) as client:
@@ -276,7 +278,9 @@ def test_a_certificate_of_the_client_where_it_is_wanted(stage: Stage, authority:
     assert "certificate" in said.lower()
     wait_for_record(server, before, says="TLS handshake failed", kind="connection-refused")
     stranger = self_signed(stage.directory, "stranger")
-    said = refused(stage, server, status=1, name="other", options=[*ca, "--cert", str(stranger.certificate), "--key", str(stranger.key)])
+    said = refused(
+        stage, server, status=1, name="other", options=[*ca, "--cert", str(stranger.certificate), "--key", str(stranger.key)]
+    )
     own = authority.issue("client")
     with mounted(stage, server, name="shown", options=[*ca, "--cert", str(own.certificate), "--key", str(own.key)]):
         pass

@@ -141,7 +141,11 @@ def program(stage: Stage, name: str, arguments: list[str], log: Path) -> Iterato
     print(f"   {paint('$', '1;32')} {shown} &")
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            [stage.base / "bin" / name, *arguments], stdout=output, stderr=subprocess.STDOUT, env=stage.environment, cwd=stage.base
+            [stage.base / "bin" / name, *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=stage.environment,
+            cwd=stage.base,
         )
     try:
         yield process

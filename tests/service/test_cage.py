@@ -32,8 +32,7 @@ def server(stage: Stage) -> Server:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), os.pathsep)
         patch.setattr(harness.server, "Program", taken_over)
-        server = stage.server(stage.tenant(exports={"max_sessions": 20}))
-    return server
+        return stage.server(stage.tenant(exports={"max_sessions": 20}))
 
 
 @pytest.fixture(scope="module")

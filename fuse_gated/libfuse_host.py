@@ -126,7 +126,11 @@ class _Host:
         self._order = order
         self._signals = signals
         self._asking = Asking(requests, libfuse.is_interrupted)
-        self._callbacks = Callbacks(lambda request: self._asking.ask(libfuse.caller(), request), self._on_began)
+        self._callbacks = Callbacks(
+            lambda request: self._asking.ask(libfuse.caller(), request),
+            lambda request: self._asking.tell(libfuse.caller(), request),
+            self._on_began,
+        )
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._began = False
         self._ended = False

@@ -13,21 +13,8 @@ from fuse_gated.commands import doctor_machine, doctor_service, doctor_software
 from fuse_gated.commands.diagnosis import FAIL, OK, WARN, Check
 from fuse_gated.commands.output import Style, plain, print_json
 from fuse_gated.edge.fuse_probe import Offer, probe
+from fuse_gated.edge.libfuse import LACKS
 from fuse_gated.errors import GateError
-
-LIBFUSE_CANNOT: Final = (
-    "flock(2) between the server's programs and the client's (POSIX locks go to the client, flocks stay in the kernel)",
-    "fallocate(2)",
-    "rename with flags (RENAME_NOREPLACE, RENAME_EXCHANGE)",
-    "lseek(2) to data and holes",
-    "copy_file_range(2) on the client",
-    "READDIRPLUS: every listed name costs a request of its own",
-    "interrupting a request in flight (Ctrl-C waits for its answer or its deadline)",
-    "pushing invalidations: what changes on the client shows when the kernel asks again",
-    "taking over a live mount: it ends with its process",
-)
-"""What the libfuse driver cannot do and the kernel driver can: fusepy's table of operations, which is libfuse 2's, has no
-such entries."""
 
 _COLOURS: Final = {OK: "good", WARN: "warn", FAIL: "bad"}
 
@@ -47,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     """Returns the exit status."""
     found = list(examine(options.etc, options.runtime))
     if options.json:
-        print_json({"checks": [msgspec.structs.asdict(check) for check in found], "libfuse_cannot": LIBFUSE_CANNOT})
+        print_json({"checks": [msgspec.structs.asdict(check) for check in found], "libfuse_lacks": LACKS})
     else:
         _print(found)
     return 1 if any(check.state == FAIL for check in found) else 0
@@ -78,6 +65,6 @@ def _print(found: list[Check]) -> None:
         print(f"{state}  {check.name.ljust(width)}  {plain(check.message)}")
         if check.advice:
             print(f"      {' ' * width}  -> {plain(check.advice)}")
-    print("\nThe libfuse driver (ordinary users, without the mount keeper) cannot do what libfuse 2 has no call for:")
-    for line in LIBFUSE_CANNOT:
-        print(f"  - {line}")
+    print("\nThe libfuse driver (ordinary users, without the mount keeper) lacks what libfuse 2 has no call for:")
+    for name, seen in LACKS.items():
+        print(f"  - {name}: {seen}")

@@ -69,6 +69,10 @@ class Asking:
         except ProtocolError:
             raise _error(errno.EIO) from None
 
+    def tell(self, caller: Caller, request: Request) -> None:
+        """Send a request whose answer nobody waits for. Raises OSError ENOTCONN when the worker is gone."""
+        self._send(next(self._uniques), caller, request)
+
     def receive(self) -> None:
         """Hand answers to who waits for them, until the worker is gone or sends nonsense; then nobody waits any more."""
         with contextlib.suppress(OSError, ProtocolError):

@@ -27,6 +27,7 @@ _LONGEST_VALUE: Final = 64 * 1024  # XATTR_SIZE_MAX, XATTR_LIST_MAX (linux/limit
 _UNLOCK: Final = 2  # operations.Setlk
 
 Ask = Callable[[op.Request], Any]
+Tell = Callable[[op.Request], None]
 Fill = Callable[[bytes, int, int, int], bool]
 
 
@@ -56,15 +57,17 @@ _TYPES: Final = {number: kind for kind, number in _NUMBERS.items()}
 
 
 class Callbacks:
-    """`ask` puts a request to the worker and raises OSError; `on_began(max_write)` is called when the mount is there."""
+    """`ask` puts a request to the worker, and raises OSError; so does `tell`, which waits for no answer. `on_began(max_write)`
+    is called when the mount is there."""
 
     use_ns = True
     flag_nullpath_ok = 1
     flag_nopath = 1
     flag_utime_omit_ok = 1
 
-    def __init__(self, ask: Ask, on_began: Callable[[int], None]) -> None:
+    def __init__(self, ask: Ask, tell: Tell, on_began: Callable[[int], None]) -> None:
         self._ask = ask
+        self._tell = tell
         self.init = on_began
 
     def __call__(self, name: str, *arguments: Any) -> Any:
@@ -210,7 +213,8 @@ class Callbacks:
         return 0
 
     def release(self, _path: str | None, file: OpenFile) -> int:
-        self._ask(op.Release(b"", file.fh))
+        # Nobody hears of an error; and until this returns libfuse takes the file for open, and hides it from whoever removes it.
+        self._tell(op.Release(b"", file.fh))
         return 0
 
     def fsync(self, _path: str | None, data_only: int, file: OpenFile) -> int:
@@ -245,7 +249,7 @@ class Callbacks:
         return bool(entries)
 
     def releasedir(self, _path: str | None, handle: int) -> int:
-        self._ask(op.Releasedir(b"", handle))
+        self._tell(op.Releasedir(b"", handle))
         return 0
 
     def fsyncdir(self, _path: str | None, data_only: int, handle: int) -> int:

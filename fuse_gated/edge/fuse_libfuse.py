@@ -53,8 +53,6 @@ class LibfuseDriver:
         self._outgoing: deque[bytes] = deque()
         self._buffer = bytearray(hosting.MAX_PACKET)
         self._view = memoryview(self._buffer)
-        self._aliases: set[bytes] = set()
-        self._hiding: dict[int, bytes] = {}
         self._hidden: set[int] = set()
         self._ended = False
 
@@ -76,9 +74,6 @@ class LibfuseDriver:
 
     def answer(self, unique: int, answer: Answer) -> None:
         """Answer a request."""
-        alias = self._hiding.pop(unique, None)
-        if alias is not None and isinstance(answer, op.Done):
-            self._aliases.add(alias)
         if unique in self._hidden:
             self._hidden.remove(unique)
             answer = _with_hidden_link(answer)
@@ -125,27 +120,18 @@ class LibfuseDriver:
             # libfuse 2 has no word for it, and with atomic_o_trunc the kernel leaves it to us (fuse_do_setattr).
             return msgspec.structs.replace(request, kill_suidgid=True)
         if isinstance(request, op.Rename | op.Link) and is_hidden_name(request.new_name):
-            return self._hide(unique, request)
-        name = getattr(request, "name", b"")
-        if not is_hidden_name(name) or isinstance(request, op.Getxattr | op.Setxattr | op.Removexattr):
+            return _hiding(request)
+        if not is_hidden_name(getattr(request, "name", b"")):
             return request
-        parent = getattr(request, "parent", b"")
-        alias = join(parent, name)
-        if isinstance(request, op.Lookup) and alias in self._aliases:
-            self._hidden.add(unique)
-            return op.Getattr(alias)
-        if isinstance(request, op.Unlink) and alias in self._aliases:
-            self._aliases.remove(alias)
-            return request
-        removes = isinstance(request, op.Lookup | op.Unlink | op.Rmdir | op.Rename)
-        return op.Failed(ENOENT if removes else EACCES)
-
-    def _hide(self, unique: int, request: op.Rename | op.Link) -> Request | op.Failed:
-        if not isinstance(request, op.Rename) or request.parent != request.new_parent or is_hidden_name(request.name):
-            return op.Failed(EACCES)
-        alias = join(bytes(request.parent), request.new_name)
-        self._hiding[unique] = alias
-        return op.Unlink(request.parent, request.name, alias)
+        match request:
+            case op.Lookup(parent=parent, name=name):
+                self._hidden.add(unique)
+                return op.Getattr(join(bytes(parent), name))
+            case op.Unlink() | op.Getxattr() | op.Setxattr() | op.Removexattr():
+                return request
+            case op.Rename() | op.Rmdir():
+                return op.Failed(ENOENT)
+        return op.Failed(EACCES)
 
     def _send(self, packet: bytes) -> None:
         if self._outgoing:
@@ -177,6 +163,13 @@ class LibfuseDriver:
             self._ended = True
             self._loop.forget(self._writable)
             self._on_end()
+
+
+def _hiding(request: op.Rename | op.Link) -> Request | op.Failed:
+    """A name becomes a hidden one: so libfuse removes an open file."""
+    if not isinstance(request, op.Rename) or request.parent != request.new_parent or is_hidden_name(request.name):
+        return op.Failed(EACCES)
+    return op.Unlink(request.parent, request.name, join(bytes(request.parent), request.new_name))
 
 
 def _with_hidden_link(answer: Answer) -> Answer:

@@ -32,13 +32,15 @@ LACKS: Final[dict[str, str]] = {
     "lseek": "SEEK_DATA and SEEK_HOLE (lseek(2)) find a file without holes, so copies fill them with zeros",
     "interrupt": "a signal ends a call that waits up to 0.2 s late, because libfuse is asked about signals and tells none",
     "invalidation": "of a file that is open, or mapped, pages that were read go on being shown when the client's own programs "
-    "or another hard link change them, until its size changes or it is opened again; a policy made narrower does not take back "
-    "cached pages; whether a mount is noexec, and who may enter it, stays as it was when it was mounted",
+    "or another hard link change them, until its size changes or it is opened again, whatever locks are held: a database must "
+    "not be written from both sides; a policy made narrower does not take back cached pages; whether a mount is noexec, and "
+    "whether others can enter it at all, stays as it was when it was mounted",
     "takeover": "a mount ends with its session's process: no other takes it over",
     "nodes": "a file is known by its name alone: what the client's own programs move away under a program that has it open is "
     "not found by fstat(2) (read, write and close go on), nor is a directory that was removed, or a file whose directory was",
     "atomic replacement": "a name that another program replaces by rename(2) at this very moment may be missing (ENOENT); a file "
-    "that is open on the server is removed before another takes its name, and stays removed if that is then refused",
+    "that is open on the server, or was until a moment ago, is removed before another takes its name, and stays removed if that "
+    "is then refused",
     "hidden names": "names of .fuse_hidden and 16 hexadecimal digits are libfuse's own: they are not found and cannot be made",
     "combined changes": "one SETATTR of mode, owner, size and times arrives as several, of which the first may be done when the "
     "second fails",

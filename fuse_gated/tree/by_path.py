@@ -17,6 +17,10 @@ from fuse_gated.tree.inodes import Identity, identity_of
 REMEMBERED: Final = 4096
 """Names whose files are remembered: those that the kernel has looked up last."""
 
+LINGERS: Final = 10.0
+"""Seconds in which libfuse has learnt of a close(2) that we have seen."""
+
+_TIDY: Final = 256
 _HIDDEN: Final = re.compile(rb"\.fuse_hidden[0-9a-f]{16}")
 
 
@@ -31,8 +35,10 @@ class ByPath:
     def __init__(self, handles: Handles) -> None:
         self._handles = handles
         self._seen: dict[bytes, Identity] = {}
+        self._released: dict[bytes, float] = {}
         self._aliases: dict[bytes, list[Handle]] = {}
         self._nameless: set[int] = set()
+        self._tidy_at = _TIDY
 
     def saw(self, path: bytes, attributes: Attributes) -> None:
         """The client told what `path` is."""
@@ -48,10 +54,12 @@ class ByPath:
     def removed(self, path: bytes, alias: bytes | None) -> None:
         """The name is gone. What is open on it lives on as `alias`, if libfuse named one."""
         self._seen.pop(path, None)
-        if alias is not None:
-            handles = self._on(path)
+        handles = self._on(path) if alias is not None else []
+        if alias is not None and handles:
             self._aliases[alias] = handles
             self._nameless.update(handle.id for handle in handles)
+            if len(self._aliases) >= self._tidy_at:
+                self._tidy()
 
     def renamed(self, old: bytes, new: bytes) -> None:
         """What is open follows its name, and what lies beneath it too."""
@@ -63,9 +71,17 @@ class ByPath:
                 self._handles.locks.moved(handle.path, moved)
                 handle.path = moved
 
-    def is_open(self, path: bytes) -> bool:
-        """Whether a file is open that has this name."""
-        return bool(self._on(path))
+    def released(self, path: bytes, now: float) -> None:
+        """A file that had this name was closed."""
+        self._released.pop(path, None)
+        self._released[path] = now
+        if len(self._released) > REMEMBERED:
+            del self._released[next(iter(self._released))]
+
+    def may_be_hidden(self, path: bytes, now: float) -> bool:
+        """Whether libfuse may take this file for open: it is, or was until a moment ago. Otherwise it is somebody else who
+        gives a file libfuse's name."""
+        return bool(self._on(path)) or now < self._released.get(path, now - LINGERS) + LINGERS
 
     def open_on(self, alias: bytes, *, writable: bool = False) -> Handle | None:
         """A handle of the nameless file that `alias` stands for, if it stands for one."""
@@ -87,6 +103,12 @@ class ByPath:
             return False
         self._nameless.difference_update(handle.id for handle in handles)
         return True
+
+    def _tidy(self) -> None:
+        """libfuse forgets a file that is closed while it is being hidden."""
+        for alias in [alias for alias in self._aliases if self.open_on(alias) is None]:
+            self.forget(alias)
+        self._tidy_at = 2 * len(self._aliases) + _TIDY
 
     def _on(self, path: bytes) -> list[Handle]:
         return [

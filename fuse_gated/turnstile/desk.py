@@ -15,7 +15,7 @@ from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.limiter import Limiter
 from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Failed
-from fuse_gated.tree.by_path import ByPath
+from fuse_gated.tree.by_path import ByPath, is_hidden_name
 from fuse_gated.tree.handles import Handle, Handles
 from fuse_gated.tree.inodes import Inodes, Node
 from fuse_gated.turnstile.call import Call, Failure
@@ -103,12 +103,12 @@ class Desk:
             except Failure as failure:
                 self.fail(call, failure.errno)
 
-        self.session.ask(Pending(call.id, arguments, call.started, call.deadline, on_answer, on_failure, size))
+        self.session.ask(Pending(call.id, arguments, call.deadline, on_answer, on_failure, size))
 
     def ask_aside(self, arguments: Arguments) -> None:
         """Ask the client for something that no caller waits for, such as RELEASE."""
         deadline = self.now + self.limits.deadline
-        self.session.ask(Pending(self.session.own_id(), arguments, self.now, deadline, _ignored, _ignored))
+        self.session.ask(Pending(self.session.own_id(), arguments, deadline, _ignored, _ignored))
 
     def hold(self, call: Call, seconds: float) -> None:
         """Let the request come to its handler again after a while."""
@@ -161,7 +161,6 @@ class Desk:
         self.statistics.denied += 1
         call.path = path
         self.tell(call, "limited", "denied", errno=errno, detail=detail)
-        call.told = False
         return Failure(errno)
 
     def announce(self, call: Call, path: bytes, new_path: bytes | None = None, rule: str = "") -> None:
@@ -238,6 +237,8 @@ class Desk:
             nameless = self.by_path.open_on(number, writable=writable)
             if nameless is not None:
                 return nameless.remote, nameless.path, None
+            if is_hidden_name(number.rpartition(b"/")[2]):
+                raise Failure("ENOENT")
             # The root alone is a node all the same: its device is what other files' are compared with.
             return number, number, None if number else self.inodes.root
         node = self.inodes.get(number)

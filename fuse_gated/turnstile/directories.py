@@ -94,7 +94,7 @@ def readdir(t: Desk, call: Call, request: operations.Readdir) -> None:
 def _fill(t: Desk, call: Call, request: operations.Readdir, handle: Handle, room: _Room, cookie: int) -> None:
     """Answer from the page at hand, or fetch the page that starts at `cookie`. Cookie 0 reads the directory anew."""
     start = handle.page_start
-    if cookie and start >= 0 and start <= cookie < start + len(handle.page):
+    if cookie and start <= cookie < start + len(handle.page):
         _answer_from(t, call, request, handle, room, cookie)
         return
     if cookie > _MOST_ENTRIES:

@@ -158,6 +158,8 @@ def release(t: Desk, call: Call, request: operations.Release) -> None:
     handle = t.handles.remove(request.handle)
     if handle is None:
         raise Failure("EBADF")
+    if handle.node is None:
+        t.by_path.released(handle.path, t.now)
     tell_closed(t, handle)
     t.ask_aside(messages.Release(handle.remote))
     t.answer(call, Done())

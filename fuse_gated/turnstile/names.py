@@ -7,6 +7,7 @@ from fuse_gated.gate import sandbox
 from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Attributes, Data, Done, Entry
 from fuse_gated.paths import NAME_MAX, is_safe_name, join
+from fuse_gated.tree.by_path import is_hidden_name
 from fuse_gated.tree.inodes import Node, identity_of
 from fuse_gated.turnstile.attributes import shown
 from fuse_gated.turnstile.call import Call, Failure
@@ -133,10 +134,12 @@ def _make(
 
 def unlink(t: Desk, call: Call, request: operations.Unlink) -> None:
     path = path_of(t, request.parent, request.name)
-    if t.by_path.forget(path):
-        t.answer(call, Done())  # libfuse is done with the alias of a file that was removed long ago.
+    if isinstance(request.parent, bytes) and is_hidden_name(request.name):
+        # libfuse is done with the alias of a file that was removed long ago.
+        t.by_path.forget(path)
+        t.answer(call, Done())
         return
-    if request.alias is not None and not t.by_path.is_open(path):
+    if request.alias is not None and not t.by_path.may_be_hidden(path, t.now):
         raise Failure("EACCES")
     _remove(t, call, request.parent, request.name, path, messages.Unlink(path), request.alias)
 

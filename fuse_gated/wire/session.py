@@ -32,13 +32,12 @@ class Pending:
 
     `answered(result)` is called with the decoded result, `failed(errno)` with an errno's name."""
 
-    __slots__ = ("answered", "arguments", "deadline", "failed", "given_up", "id", "operation", "sent", "size", "started")
+    __slots__ = ("answered", "arguments", "deadline", "failed", "given_up", "id", "operation", "sent", "size")
 
     def __init__(
         self,
         number: int,
         arguments: Arguments,
-        started: float,
         deadline: float,
         answered: Callable[[Any], None],
         failed: Callable[[str], None],
@@ -47,7 +46,6 @@ class Pending:
         self.id = number
         self.operation = OPERATION_OF[type(arguments)]
         self.arguments = arguments
-        self.started = started
         self.deadline = deadline
         self.answered = answered
         self.failed = failed

@@ -7,6 +7,7 @@ import pytest
 from fuse_gated.commands import doctor
 from fuse_gated.commands.diagnosis import Check
 from fuse_gated.commands.fuse_gatectl import main
+from fuse_gated.edge.libfuse import LACKS
 
 
 def run(etc: Path, runtime: Path, *arguments: str) -> int:
@@ -38,7 +39,7 @@ def test_this_machine_as_json(etc: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert all(check.advice for check in checks if check.state != "ok")
     assert Check("configuration", "ok", f"{etc} is right") in checks
     assert status == (1 if any(check.state == "fail" for check in checks) else 0)
-    assert told["libfuse_cannot"] == list(doctor.LIBFUSE_CANNOT)
+    assert told["libfuse_lacks"] == LACKS
 
 
 def test_what_is_printed(etc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +48,7 @@ def test_what_is_printed(etc: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run(etc, tmp_path) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("ok    one      is well\nwarn  another  is odd\\n\n               -> mend it\n\n")
-    assert all(f"  - {line}\n" in printed for line in doctor.LIBFUSE_CANNOT)
+    assert all(f"  - {name}: {seen}\n" in printed for name, seen in LACKS.items())
     checks.append(Check("third", "fail", "is broken", "mend that first"))
     assert run(etc, tmp_path) == 1
     assert "fail  third    is broken\n" in capsys.readouterr().out

@@ -29,7 +29,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         finally:
             shutil.rmtree(root)
         return
-    need("fuse")
+    need("fuse", *(("a mount by an ordinary user", "fusermount3", "fusermount") if request.param == "libfuse" else ()))
     with Stage(request.param, shared=True) as stage:
         mounted = stage.passthrough()
         yield Place(request.param, mounted.path, mounted.export)

@@ -1,6 +1,7 @@
 """A directory of one test's own, and the client's side of it."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,3 +42,10 @@ def public_root() -> Iterator[Path]:
         path = Path(directory)
         path.chmod(0o755)
         yield path
+
+
+@pytest.fixture(autouse=True)
+def sigpipe_stays_ignored() -> Iterator[None]:
+    """libfuse, run in this process, leaves SIGPIPE at its default; Python ignores it, and a closed pipe would end the run."""
+    yield
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)

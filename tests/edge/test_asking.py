@@ -92,6 +92,16 @@ def test_each_gets_its_own_answer(scene: Scene) -> None:
     assert (one(), two()) == (b"data", 4)
 
 
+def test_what_is_told_is_not_waited_for(scene: Scene) -> None:
+    scene.asking.tell(CALLER, op.Release(b"", 5))
+    unique, request = scene.asked()
+    assert request == op.Release(b"", 5)
+    scene.answer(unique, op.Done())
+    scene.worker.close()
+    with pytest.raises(OSError, match="not connected"):
+        scene.asking.tell(CALLER, op.Release(b"", 5))
+
+
 def test_an_errno_is_raised(scene: Scene) -> None:
     result = scene.start(op.Lookup(b"", b"f"))
     scene.answer(scene.asked()[0], op.Failed(errno.ESTALE))

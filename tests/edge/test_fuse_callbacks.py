@@ -27,7 +27,8 @@ class Worker:
         self.asked: list[op.Request] = []
         self.answers: list[Any] = []
         self.largest: list[int] = []
-        self.callbacks = Callbacks(self._ask, self.largest.append)
+        self.told: list[op.Request] = []
+        self.callbacks = Callbacks(self._ask, self.told.append, self.largest.append)
 
     def _ask(self, request: op.Request) -> Any:
         self.asked.append(request)
@@ -63,9 +64,7 @@ CALLS: list[tuple[Callable[[Callbacks], Any], op.Request]] = [
     (lambda c: c.setxattr("/f", "user.\xff", b"\0", 2), op.Setxattr(b"f", b"user.\xff", b"\0", 2)),
     (lambda c: c.removexattr("/f", "user.a"), op.Removexattr(b"f", b"user.a")),
     (lambda c: c.flush(None, file()), op.Flush(b"", 5, 9)),
-    (lambda c: c.release(None, file()), op.Release(b"", 5)),
     (lambda c: c.fsync(None, 1, file()), op.Fsync(b"", 5, True)),
-    (lambda c: c.releasedir(None, 6), op.Releasedir(b"", 6)),
     (lambda c: c.fsyncdir(None, 0, 6), op.Fsyncdir(b"", 6, False)),
 ]
 
@@ -74,6 +73,13 @@ CALLS: list[tuple[Callable[[Callbacks], Any], op.Request]] = [
 def test_what_has_no_result(worker: Worker, call: Callable[[Callbacks], Any], expected: op.Request) -> None:
     assert call(worker.callbacks) == 0
     assert worker.asked == [expected]
+
+
+def test_nobody_waits_for_a_release(worker: Worker) -> None:
+    assert worker.callbacks.release(None, file()) == 0
+    assert worker.callbacks.releasedir(None, 6) == 0
+    assert worker.told == [op.Release(b"", 5), op.Releasedir(b"", 6)]
+    assert worker.asked == []
 
 
 def test_fusepy_calls_by_name(worker: Worker) -> None:

@@ -181,9 +181,7 @@ def test_what_cannot_be_taken_away(mnt: Path, path: Path) -> None:
     assert libfuse.unmount(str(point)) == "not you"
     program(path / "fusermount3", "exit 7")
     assert libfuse.unmount(str(point)) == "fusermount ended with 7"
-    with pytest.raises(
-        OperatorError, match=rf"stays: {point}: fusermount ended with 7 \(fusermount3 -u -z {point}\)"
-    ):
+    with pytest.raises(OperatorError, match=rf"stays: {point}: fusermount ended with 7 \(fusermount3 -u -z {point}\)"):
         libfuse.clear(str(mnt))
 
 

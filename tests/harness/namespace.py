@@ -22,7 +22,7 @@ _FUSE_DEVICE: Final = os.makedev(10, 229)
 def enter_private_namespace() -> None:
     """Move this thread, and all processes started after, into a new mount namespace. Needs root, and no second thread.
 
-    Raises OSError where the machine does not allow it.
+    Raises OSError where the machine does not allow it, or has no FUSE.
     """
     if _LIBC.unshare(_CLONE_NEWNS) < 0:
         number = ctypes.get_errno()
@@ -30,12 +30,14 @@ def enter_private_namespace() -> None:
     mount(NOTHING, Path("/"), NOTHING, MS_REC | MS_PRIVATE)
     covers = Path(tempfile.mkdtemp(prefix="fuse-gated-covers-"))
     mount("tmpfs", covers, "tmpfs", 0)
-    os.mknod(covers / "fuse", stat.S_IFCHR | 0o666, _FUSE_DEVICE)
-    (covers / "fuse").chmod(0o666)
-    (covers / "fuse.conf").write_text("user_allow_other\n")
-    mount(str(covers / "fuse"), Path("/dev/fuse"), NOTHING, MS_BIND)
-    if Path("/etc/fuse.conf").exists():
-        mount(str(covers / "fuse.conf"), Path("/etc/fuse.conf"), NOTHING, MS_BIND)
-    # The binds live on without their source; the empty directory is seen outside too, so it goes.
-    unmount(covers)
-    covers.rmdir()
+    try:
+        os.mknod(covers / "fuse", stat.S_IFCHR | 0o666, _FUSE_DEVICE)
+        (covers / "fuse").chmod(0o666)
+        (covers / "fuse.conf").write_text("user_allow_other\n")
+        mount(str(covers / "fuse"), Path("/dev/fuse"), NOTHING, MS_BIND)
+        if Path("/etc/fuse.conf").exists():
+            mount(str(covers / "fuse.conf"), Path("/etc/fuse.conf"), NOTHING, MS_BIND)
+    finally:
+        # The binds live on without their source; the empty directory is seen outside too, so it goes.
+        unmount(covers)
+        covers.rmdir()

@@ -11,11 +11,13 @@ _CHECKS: Final[dict[str, Callable[[], bool]]] = {
     "root": lambda: os.geteuid() == 0,
     "not root": lambda: os.geteuid() != 0,
     "fuse": lambda: os.access("/dev/fuse", os.R_OK | os.W_OK),
+    "a mount by an ordinary user": lambda: os.path.exists("/dev/fuse") and os.stat("/dev/fuse").st_mode & 0o006 == 0o006,
 }
 
 
 def need(*things: str) -> None:
-    """Each of `things` is 'root', 'not root', 'fuse' (a /dev/fuse that we may open) or the name of a program."""
+    """Each of `things` is 'root', 'not root', 'fuse' (a /dev/fuse that we may open), 'a mount by an ordinary user' (one that
+    everybody may open; see namespace.py) or the name of a program."""
     missing = [thing for thing in things if not _CHECKS.get(thing, lambda name=thing: shutil.which(name) is not None)()]
     need_that(not missing, f"this machine lacks: {', '.join(missing)}")
 

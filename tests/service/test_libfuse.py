@@ -32,7 +32,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """A stage whose servers run as an ordinary user, in the mount namespace that the option makes."""
     if "libfuse" not in request.config.getoption("--drivers"):
         pytest.skip("run with --drivers kernel,libfuse")
-    need("root", "fuse", "fusermount3", "fusermount")
+    need("root", "fuse", "a mount by an ordinary user", "fusermount3", "fusermount")
     with Stage("libfuse") as stage:
         yield stage
 
@@ -134,6 +134,21 @@ def test_names_that_are_not_utf_8(stage: Stage, server: Server) -> None:
     assert os.listdir(os.path.dirname(path)) == [name]
     assert os.listdir(os.fsencode(client.directory) + b"/" + name[:100]) == [name]
     os.unlink(path)
+
+
+def test_what_was_just_closed_is_removed(stage: Stage, server: Server) -> None:
+    """The kernel tells of a close(2) when it pleases; until then libfuse would only hide the file."""
+    client = stage.export(server)
+    mount = client.mount_path()
+    for number in range(300):
+        path = mount / f"{number}"
+        path.write_bytes(b"content")
+        path.unlink()
+    for number in range(100):
+        (mount / "new").write_bytes(b"%d" % number)
+        os.rename(mount / "new", mount / "document")
+        assert (mount / "document").read_bytes() == b"%d" % number
+    assert os.listdir(client.directory) == ["document"]
 
 
 # In order.

@@ -56,6 +56,7 @@ class Call:
     verdict: Callable[["World", str, str], Verdict | None]
     two: bool = False
     makes: bool = False
+    finds_first: bool = False
 
 
 def _open(flags: int) -> Callable[[Path, str, str], None]:
@@ -174,7 +175,13 @@ CALLS: Final[dict[str, Call]] = {
     "rename": Call(lambda root, old, new: os.rename(root / old, root / new), _renamed, two=True, makes=True),
     "move": Call(lambda root, old, new: renameat2(root / old, root / new, RENAME_NOREPLACE), _moved, two=True, makes=True),
     "exchange": Call(lambda root, old, new: exchange(root / old, root / new), _exchanged, two=True),
-    "link": Call(lambda root, old, new: os.link(root / old, root / new, follow_symlinks=False), _linked, two=True, makes=True),
+    "link": Call(
+        lambda root, old, new: os.link(root / old, root / new, follow_symlinks=False),
+        _linked,
+        two=True,
+        makes=True,
+        finds_first=True,
+    ),
 }
 FOLLOWING: Final = frozenset(
     {"chmod", "truncate", "utime", "setxattr", "getxattr", "list", *(name for name in CALLS if "access" in name)}
@@ -213,25 +220,29 @@ class World:
 
     def refusal(self, call: Call, path: str, other: str) -> str | None:
         """The errno with which the gate ends the call, in the order in which the kernel asks; None where it lets it through."""
-        paths = [path, other] if call.two else [path]
-        for walked in paths:
-            for end in range(1, walked.count("/") + 1):
-                above = "/".join(walked.split("/")[:end])
-                errno = self.gate.see(above.encode()).errno
-                if errno is not None:
-                    return errno
-                if not self.is_directory(above):
-                    return None
-        for number, last in enumerate(paths):
-            errno = self.gate.see(last.encode()).errno
-            made = call.makes and number == len(paths) - 1
-            # A hidden name is one that is not there: what would make it goes on, to be refused.
-            if errno is not None and not (made and errno == "ENOENT"):
+        steps = [(path, False, False), (path, True, call.makes and not call.two)]
+        if call.two:
+            second = [(other, False, False), (other, True, call.makes)]
+            # link(2) finds the file first; rename(2) both directories, and then the names in them.
+            steps = [*steps, *second] if call.finds_first else [steps[0], second[0], steps[1], second[1]]
+        for step in steps:
+            ended, errno = self._step(*step)
+            if ended:
                 return errno
-            if self._mode(last) == 0 and not made:
-                return None
         verdict = call.verdict(self, path, other)
         return None if verdict is None else verdict.errno
+
+    def _step(self, path: str, last: bool, made: bool) -> tuple[bool, str | None]:
+        """Whether the call ends while its path is walked, or while its last name is looked up; and by what refusal, if any."""
+        parts = path.split("/")
+        for above in [path] if last else ["/".join(parts[:end]) for end in range(1, len(parts))]:
+            errno = self.gate.see(above.encode()).errno
+            # A hidden name is one that is not there: what would make it goes on, to be refused.
+            if errno is not None and not (made and errno == "ENOENT"):
+                return True, errno
+            if not made and not (self._mode(above) if last else self.is_directory(above)):
+                return True, None
+        return False, None
 
     def hidden_in(self, directory: str, names: list[str]) -> list[str]:
         """Those of the names in a directory of the bare copy that are hidden; as shutil.copytree asks."""
@@ -261,17 +272,23 @@ def attempt(call: Call, root: Path, path: str, other: str) -> tuple[str, Any]:
 
 paths = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join)
 patterns = st.lists(st.sampled_from((*NAMES, "*", "**", "[ab]")), min_size=1, max_size=3).map(lambda parts: "/" + "/".join(parts))
-some = st.lists(st.sampled_from(PERMISSIONS), min_size=1, max_size=4, unique=True)
-rules = st.one_of(
-    st.builds(lambda path: {"path": path, "hide": True}, patterns),
-    st.builds(lambda path, granted: {"path": path, "allow": granted}, patterns, some),
-    st.builds(lambda path, refused: {"path": path, "deny": refused}, patterns, some),
+hiding = st.builds(lambda path: {"path": path, "hide": True}, patterns)
+granting = st.builds(
+    lambda path, granted: {"path": path, "allow": granted},
+    patterns,
+    st.lists(st.sampled_from(PERMISSIONS), min_size=1, max_size=4, unique=True),
 )
-ENDS: Final = ((), ("read",), ("read", "write", "delete"), PERMISSIONS, PERMISSIONS, PERMISSIONS)
+refusing = st.builds(
+    lambda path, refused: {"path": path, "deny": refused},
+    patterns,
+    st.lists(st.sampled_from(PERMISSIONS), min_size=1, max_size=2, unique=True),
+)
+rules = st.one_of(hiding, granting, refusing, refusing, refusing)
+ENDS: Final = ((), ("read",), ("read", "write"), ("read", "write", "delete"), *[PERMISSIONS] * 6)
 """What the last rule allows everywhere: where nothing is allowed there is little to try."""
 ends = st.sampled_from(ENDS).map(lambda granted: [{"path": "/**", "allow": list(granted)}] if granted else [])
-policies = st.builds(lambda first, last: first + last, st.lists(rules, max_size=5), ends)
-trees = st.dictionaries(paths, st.sampled_from(["directory", "file", "file", "program", "link", "fifo"]), max_size=12)
+policies = st.builds(lambda first, last: first + last, st.lists(rules, max_size=4), ends)
+trees = st.dictionaries(paths, st.sampled_from(["directory", "file", "file", "program", "link", "fifo"]), min_size=3, max_size=12)
 users = st.sampled_from(["root", "owner"] * 4 + ["outsider"])
 
 
@@ -280,19 +297,19 @@ def stories(draw: st.DrawFn) -> tuple[dict[str, str], list[dict[str, Any]], list
     """A tree, rules, and calls, most of them about what is in the tree."""
     tree = draw(trees)
     known = sorted({*tree, *(path.rpartition("/")[0] for path in tree)} - {""})
-    path = st.one_of(st.sampled_from(known), st.sampled_from(known), paths) if known else paths
-    script = draw(st.lists(st.tuples(st.sampled_from(sorted(CALLS)), users, path, path), min_size=5, max_size=30))
+    path = st.one_of(*[st.sampled_from(known)] * 5, paths) if known else paths
+    script = draw(st.lists(st.tuples(st.sampled_from(sorted(CALLS)), users, path, path), min_size=15, max_size=40))
     return tree, draw(policies), script
 
 
 def grow(root: Path, tree: dict[str, str]) -> None:
-    """What fits: a path beneath a file is left out."""
+    """What has others beneath it is a directory, whatever it was to be."""
     for path, kind in sorted(tree.items()):
         full = root / path
         try:
             full.parent.mkdir(parents=True, exist_ok=True)
-            if kind == "directory":
-                full.mkdir()
+            if kind == "directory" or any(other.startswith(f"{path}/") for other in tree):
+                full.mkdir(exist_ok=True)
             elif kind == "link":
                 full.symlink_to("b")
             elif kind == "fifo":
@@ -300,7 +317,7 @@ def grow(root: Path, tree: dict[str, str]) -> None:
             else:
                 full.write_text(f"the contents of {path}")
                 full.chmod(0o755 if kind == "program" else 0o640)
-        except OSError:
+        except FileExistsError:
             continue
 
 
@@ -315,7 +332,7 @@ def policy(chosen: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=200,
+    max_examples=150,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -140,6 +140,9 @@ def test_a_size_is_set_through_the_handle_that_was_opened_for_writing():
     assert mount.arguments == messages.Setattr(71, size=3)
     mount.do(op.Setattr(node, writing, size=3), attributes(21))
     assert mount.arguments == messages.Setattr(71, size=3)
+    other = mount.open(node, 2, remote=72)
+    mount.do(op.Setattr(node, other, size=3), attributes(21))
+    assert mount.arguments == messages.Setattr(72, size=3), "the very handle, where it is named"
     mount.do(op.Setattr(node, writing, mode=0o600), attributes(21))
     assert mount.arguments == messages.Setattr(70, mode=0o600)
 

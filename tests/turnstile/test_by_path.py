@@ -184,6 +184,22 @@ def test_a_file_that_is_not_open_is_not_hidden() -> None:
     assert mount.sent == []
 
 
+def test_a_file_that_has_just_been_closed_is_removed() -> None:
+    """libfuse takes it for open for a moment longer."""
+    mount = Mount()
+    handle = opened(mount, b"f")
+    mount.do(op.Release(b"", handle))
+    assert mount.do(op.Unlink(b"", b"f", HIDDEN), None) == op.Done()
+    assert mount.do(op.Getattr(HIDDEN)) == failed("ENOENT")
+
+
+def test_hidden_names_are_nobodys() -> None:
+    mount = Mount()
+    assert mount.do(op.Getattr(b"d/" + HIDDEN)) == failed("ENOENT")
+    assert mount.do(op.Unlink(b"d", HIDDEN)) == op.Done(), "as after an alias' end"
+    assert mount.sent == []
+
+
 def test_a_removal_that_fails_hides_nothing() -> None:
     mount = Mount()
     handle = opened(mount, b"f")

@@ -216,6 +216,15 @@ def test_a_directory_of_nothing_but_hidden_names_without_end_is_a_fault_of_the_c
         mount.reply(number, Listed(page, False))
 
 
+def test_what_was_judged_before_the_policy_changed_is_judged_again_although_it_was_opened_after():
+    mount = Mount()
+    node = mount.lookup(b"d", DIRECTORY, inode=500)
+    number = mount.ask(op.Opendir(node, 0))
+    mount.apply([])
+    mount.reply(number, OpenedFile(88, attributes(500, DIRECTORY)))
+    assert failed(mount.do(op.Readdir(node, mount.answer(number).handle, 0, 4096, False))) == "EACCES"
+
+
 def test_a_policy_that_changes_hides_what_was_already_received():
     client = Client([b"a", b"b", b"c"])
     assert names(client.read(size=4096).entries) == [b".", b"..", b"a", b"b", b"c"]
@@ -242,6 +251,14 @@ def test_a_listed_name_is_looked_up_with_that():
     assert (a.type, directory.type) == (REGULAR, DIRECTORY)
     client.whole(plus=True)
     assert node.lookups == 2
+
+
+def test_a_name_on_another_filesystem_is_listed_with_the_number_that_stat_shows():
+    client = Client([b"a"])
+    number = client.mount.ask(op.Readdir(client.node, client.handle, 2, 4096, True))
+    client.mount.reply(number, Listed((ListedEntry(b"a", 1000, REGULAR, attributes(1000, device=8)),), True))
+    (listed,) = client.mount.answer(number).entries
+    assert listed.inode == listed.entry.attributes.inode != 1000
 
 
 def test_what_did_not_fit_was_not_looked_up():

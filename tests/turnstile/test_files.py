@@ -220,6 +220,12 @@ def test_other_names_of_a_written_file_are_looked_at_again_and_their_pages_after
     mount.clear()
     mount.do(op.Write(a, handle, 0, b"hello"), 5)
     assert mount.story == ["send write", f"forget attributes of {b}", "answer Count", f"forget {b}"]
+    mount.clear()
+    mount.do(op.CopyFileRange(a, handle, 0, a, handle, 100, 5), 5)
+    assert mount.story == ["send copy_file_range", f"forget attributes of {b}", "answer Count", f"forget {b}"]
+    mount.clear()
+    mount.do(op.Fallocate(a, handle, 0, 5, 0), None)
+    assert mount.story == ["send fallocate", f"forget attributes of {b}", "answer Done", f"forget {b}"]
 
 
 def test_data_is_sent_out_of_the_drivers_buffer_and_copied_only_where_it_waits():
@@ -247,6 +253,30 @@ def test_no_file_is_written_beyond_what_the_policy_allows():
     assert opened.write(5, offset=995) == op.Count(5)
     assert mount.do(op.Fallocate(node, handle, 900, 100, 0), None) == op.Done()
     assert mount.do(op.Fallocate(node, handle, 900, 2**40, 3), None) == op.Done(), "a hole makes no file larger"
+
+
+def test_where_an_append_ends_only_the_client_knows():
+    opened = Opened(O_APPEND | 1, limits=Limits(file_size=1000))
+    assert opened.write(5, offset=10**6) == op.Count(5)
+    assert opened.mount.arguments.append is True
+    assert opened.mount.arguments.most == 1000
+    opened.mount.clear()
+    assert failed(opened.write(Errno("EFBIG"))) == "EFBIG"
+    assert [(record.kind, record.errno, record.path) for record in opened.mount.records] == [("limited", "EFBIG", b"f")]
+    opened.mount.clear()
+    assert failed(opened.write(Errno("ENOSPC"))) == "ENOSPC"
+    assert opened.mount.records == []
+
+
+@pytest.mark.parametrize(("uid", "clears"), [(0, False), (1000, True)])
+def test_setuid_and_setgid_go_where_anybody_but_root_changes_the_contents(uid, clears):
+    opened = Opened()
+    other = opened.mount.open(opened.node, remote=78)
+    caller = op.Caller(uid, uid, 5)
+    opened.mount.do(op.Fallocate(opened.node, opened.handle, 0, 10, 0), None, caller=caller)
+    assert opened.mount.arguments.clear_setid is clears
+    opened.mount.do(op.CopyFileRange(opened.node, opened.handle, 0, opened.node, other, 6, 5), 5, caller=caller)
+    assert opened.mount.arguments.clear_setid is clears
 
 
 def test_a_copy_is_cut_to_what_ends_in_time():

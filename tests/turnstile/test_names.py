@@ -223,6 +223,7 @@ def test_a_link_is_made_with_any_target_that_there_can_be():
     assert mount.arguments == messages.Symlink(b"l", b"../\xff", None)
     assert failed(mount.do(op.Symlink(ROOT, b"l", b""))) == "ENOENT"
     assert failed(mount.do(op.Symlink(ROOT, b"l", b"t" * 4096))) == "ENAMETOOLONG"
+    assert isinstance(mount.do(op.Symlink(ROOT, b"long", b"t" * 4095), attributes(31, LINK)), op.Entry)
 
 
 # Making and removing.

@@ -33,7 +33,7 @@ class Peer:
             self.heard.append((number, errno))
 
         arguments = arguments or Unlink(b"f%d" % number)
-        self.session.ask(Pending(number, arguments, 0.0, deadline, answered, failed, size))
+        self.session.ask(Pending(number, arguments, deadline, answered, failed, size))
 
     def reply(self, *replies):
         return self.session.received(codec.encode(*replies))
@@ -228,6 +228,9 @@ def test_a_request_that_is_with_the_client_is_cancelled_and_keeps_its_place(peer
     assert peer.sent == [("Ask", 2), ("Ask", 4), ("Cancel", 2)]
     assert peer.session.in_flight == 2
     assert peer.session.get(2) is None
+    waited_for = peer.session.get(4)
+    assert waited_for is not None
+    assert waited_for.id == 4
     assert not peer.session.give_up(2), "once is enough"
     peer.reply(Reply(2, "EINTR"))
     assert (peer.heard, peer.late, peer.asked) == ([], [], [2, 4, 6])

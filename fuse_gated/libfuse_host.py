@@ -145,6 +145,8 @@ class _Host:
             self._wait()
         else:
             self._tell(hosting.Failed(said or "libfuse does not say why"))
+        # libfuse leaves it so that it kills: a stderr that is gone must not keep us from taking the mount away.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         # Whoever waits in the mount is answered before it goes.
         self._asking.close()
         return _clean(self._order)

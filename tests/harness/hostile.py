@@ -24,6 +24,7 @@ from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
+from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from fuse_gated.operations import Attributes, Filesystem
@@ -122,7 +123,8 @@ class HostileClient:
         plain = socket.create_connection(("127.0.0.1", server.port), DEADLINE)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = plain if tls is None else tls.wrap_socket(plain, server_hostname="localhost")
-        self.protocol = ClientProtocol(parse_uri("ws://localhost/"), subprotocols=[SUBPROTOCOL], max_size=MAX_MESSAGE)  # type: ignore[list-item]
+        uri, subprotocols = parse_uri("ws://localhost/"), [Subprotocol(SUBPROTOCOL)]
+        self.protocol = ClientProtocol(uri, subprotocols=subprotocols, max_size=MAX_MESSAGE)
 
     # Steps.
 

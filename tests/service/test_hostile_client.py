@@ -468,6 +468,11 @@ def worker_of(server: Server, export: str) -> int:
     return next(session["pid"] for session in control.call(str(server.runtime), "sessions") if session["export"] == export)
 
 
+def nodes_of(server: Server, export: str) -> int:
+    """How many names the worker knows."""
+    return int(control.call(str(server.runtime), "show", session=f"acme/{export}")["inodes"])
+
+
 def grown(pid: int, before: dict[str, int]) -> int:
     """Bytes by which the peak of the worker lies over what it had before."""
     return memory(pid)["VmHWM"] - before["RSS"]
@@ -508,6 +513,28 @@ def test_a_million_entries_take_no_memory(unharmed: Server, capsys: pytest.Captu
             f"worker's peak +{growth / MIB:.1f} MiB, PSS {after['PSS'] / MIB:.1f} MiB"
         )
     assert growth < 64 * MIB
+
+
+def test_names_that_were_looked_up_are_forgotten_again(stage: Any) -> None:
+    """Each name that the kernel knows is known to the worker too; beyond the limit the kernel is asked to forget some."""
+    server = stage.server(settings={"inodes": 1000})
+    number = 8000
+
+    def answer(operation: str, arguments: Any, request: Any) -> Any:
+        if operation == "getattr" and str(arguments.target).startswith("b'n"):
+            return file(10 + int(arguments.target[1:]))
+        return honest(operation, arguments, request)
+
+    def look(mount: Path) -> None:
+        for count in range(number):
+            os.stat(mount / f"n{count}")
+
+    with HostileClient(server, tenant="acme") as client:
+        mount = client.open(answer)
+        client.during(look, mount, deadline=120)
+        until(lambda: nodes_of(server, client.export) < number / 2, "most are forgotten")
+        client.leave()
+    server.stop()
 
 
 FLOODS: Final = {

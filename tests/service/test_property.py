@@ -332,7 +332,7 @@ def policy(chosen: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -73,12 +73,12 @@ class Client:
     def __init__(self, loop: Loop, export: Export, destination: Destination, on_event: Callable[[Event], None]) -> None:
         self.state = State.CONNECTING
         self.mount_path = ""
-        self.answering = Answering(loop, export, pool := Pool(loop), self._send, self._queued)
+        self._pools = (Pool(loop), Pool(loop))
+        self.answering = Answering(loop, export, self._pools[0], self._send, self._queued, self._pools[1])
         self._loop = loop
         self._export = export
         self._destination = destination
         self._on_event = on_event
-        self._pool = pool
         self._tls = destination.tls_context()
         self._websocket: WebSocket | None = None
         self._timers: list[Timer] = []
@@ -100,7 +100,7 @@ class Client:
             timer.cancel()
         self.answering.stop()
         # What a dead filesystem holds up ends with the process, which then also closes its files.
-        if self._pool.close(_ENDING_TIMEOUT):
+        if all(pool.close(_ENDING_TIMEOUT) for pool in self._pools):
             self._export.close()
         if self._failure is not None:
             raise self._failure
@@ -238,7 +238,7 @@ class Client:
 
     def _send(self, message: bytearray) -> None:
         assert self._websocket is not None
-        self._websocket.send(message)
+        self._websocket.send_now(message)
 
     def _queued(self) -> int:
         assert self._websocket is not None

@@ -30,6 +30,7 @@ PATIENCE: Final = 1.0
 _RETRY: Final = 0.05
 _SOON_ENOUGH: Final = 0.005
 _CROWDED: Final = 16 * 2**20
+_READS_A_TURN: Final = 16
 
 
 class Driver(Protocol):
@@ -37,7 +38,7 @@ class Driver(Protocol):
 
     fd: int
 
-    def ready(self, events: int = 0) -> None: ...
+    def ready(self, events: int = 0, most: int = 16) -> None: ...
     def answer(self, unique: int, answer: KernelAnswer) -> None: ...
     def invalidate_inode(self, node: int, *, pages: bool) -> None: ...
     def invalidate_entry(self, parent: int, name: bytes) -> None: ...
@@ -127,6 +128,7 @@ class Serving:
             self._driver = None
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def on_request(self, unique: int, caller: Caller, request: Request) -> None:
         """The driver's callback."""
@@ -159,7 +161,9 @@ class Serving:
                     self._put_off(effect)
                 else:
                     _DO[type(effect)](self, effect)
-        self._set_timer()
+        # A timer that is set comes soon enough for deadlines; what is held back, and the journal's patience, may end before.
+        if self._timer is None or self.turnstile.holds or self._recorder.waiting is not None:
+            self._set_timer()
 
     def on_record_taken(self) -> None:
         """The journal took the record that everything waited for."""
@@ -241,7 +245,8 @@ class Serving:
             self._loop.change(self._driver.fd, read=False)
             self._loop.after(_RETRY, self._resume)
         else:
-            self._driver.ready(events)
+            # A caller who is alone sends the next request when this one is answered: to look for it now would be in vain.
+            self._driver.ready(events, _READS_A_TURN if self.turnstile.busy else 1)
 
     def _resume(self) -> None:
         if self._driver is not None:

@@ -41,6 +41,8 @@ def _attributes(a: op.Attributes) -> bytes:
 
 
 def _valid(seconds: float) -> tuple[int, int]:
+    if not seconds:
+        return 0, 0
     whole = int(seconds)
     return whole, int((seconds - whole) * _SECOND)
 

@@ -23,7 +23,6 @@ from fuse_gated.operations import Answer, Caller, Request
 from fuse_gated.paths import join
 from fuse_gated.tree.by_path import is_hidden_name
 
-_REQUESTS_A_TURN: Final = 16
 _OUR_OWN: Final = 0
 """The number of the one request that is ours, and whose answer is for nobody."""
 
@@ -56,9 +55,9 @@ class LibfuseDriver:
         self._hidden: set[int] = set()
         self._ended = False
 
-    def ready(self, _events: int = 0) -> None:
-        """Read what libfuse has, a few requests at most."""
-        for _ in range(_REQUESTS_A_TURN):
+    def ready(self, _events: int = 0, most: int = 16) -> None:
+        """Read what libfuse has, `most` requests at most."""
+        for _ in range(most):
             try:
                 size = os.readv(self.fd, (self._buffer,))
             except BlockingIOError:

@@ -93,23 +93,25 @@ class Loop:
     def run(self) -> None:
         """Turn until `stop` is called. What a callback raises comes out of here."""
         self._stopping = False
+        self.now = time.monotonic()
         while not self._stopping:
             self.turn()
 
     def turn(self) -> None:
         """Wait for something to do, and do it."""
-        ready = self._epoll.poll(self._wait())
+        ready = self._epoll.poll(self._wait() if self._timers or self._soon else _LONGEST_WAIT)
         self.now = time.monotonic()
         for fd, events in ready:
             callback = self._callbacks.get(fd)
             if callback is not None:
                 callback(events)
-        while self._timers and self._timers[0].when <= self.now:
-            due = heapq.heappop(self._timers).callback
+        timers, soon = self._timers, self._soon
+        while timers and timers[0].when <= self.now:
+            due = heapq.heappop(timers).callback
             if due is not None:
                 due()
-        while self._soon:
-            self._soon.popleft()()
+        while soon:
+            soon.popleft()()
 
     def close(self) -> None:
         """Give up the loop's own descriptors; the watched ones stay their owners'."""
@@ -124,7 +126,8 @@ class Loop:
             heapq.heappop(timers)
         if not timers:
             return _LONGEST_WAIT
-        wait = timers[0].when - time.monotonic()
+        # `now` is as old as this turn: what is due is late by that at most, which is less than a call for the time costs.
+        wait = timers[0].when - self.now
         return 0.0 if wait < 0.0 else _LONGEST_WAIT if wait > _LONGEST_WAIT else wait
 
     def _woken(self, _events: int) -> None:

@@ -1,4 +1,5 @@
-"""A WebSocket (RFC 6455) on a non-blocking socket: `websockets` speaks the protocol, this moves the bytes.
+"""A WebSocket (RFC 6455) on a non-blocking socket: `websockets` speaks the protocol, this moves the bytes, and whole binary
+messages take a short way past it (edge/frames.py).
 
 Messages that are sent in one turn of the loop leave in one system call at its end. Bytes are received into one buffer that
 lives as long as the connection, because recv() with a large size costs an mmap each.
@@ -17,12 +18,14 @@ from websockets.protocol import Protocol as WebSocketProtocol
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from fuse_gated.edge.frames import Incoming, Outgoing
 from fuse_gated.edge.loop import WRITABLE, Loop, Timer
+from fuse_gated.wire.messages import MAX_MESSAGE
 
-_BUFFER = 256 * 1024
 _READS_A_TURN = 8
 _CLOSE_TIMEOUT = 3.0
 _MOST_PONGS = 1000
+_WORTH_NO_COPY = 64 * 1024
 _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 21\r\n\r\nthis is no WebSocket\n"
 
 
@@ -56,8 +59,8 @@ class WebSocket:
         self._loop = loop
         self._socket = sock
         self._handlers = handlers
-        self._buffer = bytearray(_BUFFER)
-        self._view = memoryview(self._buffer)
+        self._incoming = Incoming(protocol, MAX_MESSAGE, handlers.on_message, self._deliver)
+        self._outgoing = Outgoing(protocol)
         self._out: list[memoryview] = []
         self._parts: bytearray | None = None
         self._unread_pongs = 0
@@ -94,9 +97,25 @@ class WebSocket:
 
     def send_now(self, data: bytes | bytearray | memoryview) -> None:
         """As `send`, without waiting for the turn's end: for whoever has gathered what the turn produced."""
-        if self.protocol.state is State.OPEN:
+        if self.protocol.state is not State.OPEN:
+            return
+        if self._out or self._tls is not None or self.protocol.writes:
             self.protocol.send_binary(data)
             self._flush()
+            return
+        header, body = self._outgoing.frame(data)
+        try:
+            short = len(body) < _WORTH_NO_COPY
+            sent = self._socket.send(header + body) if short else self._socket.sendmsg((header, body))
+        except OSError:
+            # No room, or the end, which reading tells after what the peer said last.
+            sent = 0
+        self.bytes_sent += sent
+        if sent == len(header) + len(body):
+            self._unread_pongs = 0
+            return
+        self._queue(header + body, sent)
+        self._flush()
 
     def ping(self) -> None:
         if self.protocol.state is State.OPEN:
@@ -119,7 +138,7 @@ class WebSocket:
         """Let go of the socket at once."""
         if self._over:
             return
-        self._over = True
+        self._over = self._incoming.over = True
         if self._close_timer is not None:
             self._close_timer.cancel()
         self._loop.forget(self._socket.fileno())
@@ -179,11 +198,14 @@ class WebSocket:
         self._receive()
 
     def _receive(self) -> None:
-        """A few reads at most, so that others get their turn. Nothing is left where epoll does not see it: the buffer takes a
-        whole record of TLS (16 KiB), and TLS takes no second one out of the socket before it is asked."""
-        for _ in range(_READS_A_TURN):
+        """A few reads at most, so that others get their turn. Nothing is left where epoll does not see it: what TLS has taken
+        out of the socket is read to its end."""
+        reads = 0
+        while reads < _READS_A_TURN or (self._tls is not None and self._tls.pending()):
+            reads += 1
+            room = self._incoming.room()
             try:
-                count = self._socket.recv_into(self._buffer)
+                count = self._socket.recv_into(room)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return
             except OSError:
@@ -193,11 +215,10 @@ class WebSocket:
                 return
             self.last_heard = self._loop.now
             self.bytes_received += count
-            self.protocol.receive_data(self._view[:count])  # type: ignore[arg-type]  # it only appends to its own buffer
-            self._deliver()
+            self._incoming.take(count)
             if self._over:
                 return
-            if count < _BUFFER and self._tls is None:
+            if count < len(room) and self._tls is None:
                 return
 
     def _ended(self) -> None:
@@ -233,8 +254,7 @@ class WebSocket:
         """What is no HTTP is answered with nothing by `websockets`; people try ports, and want to know."""
         if not self._told_bad_request and not self._peer_gone:
             self._told_bad_request = True
-            self._out.append(memoryview(_BAD_REQUEST))
-            self.queued += len(_BAD_REQUEST)
+            self._queue(_BAD_REQUEST)
             self.flush_soon()
 
     def _frame(self, frame: Frame) -> None:
@@ -245,12 +265,14 @@ class WebSocket:
             else:
                 # One buffer, not a list: empty fragments, of which there is no end, must cost nothing.
                 self._parts = bytearray(frame.data)
+                self._incoming.fragmented = True
         elif opcode is Opcode.TEXT:
             self._fail(1003, "text messages are not part of this protocol")
         elif opcode is Opcode.CONT and self._parts is not None:
             self._parts += frame.data
             if frame.fin:
                 parts, self._parts = self._parts, None
+                self._incoming.fragmented = False
                 self._handlers.on_message(parts)
         elif opcode is Opcode.PING:
             self._unread_pongs += 1
@@ -261,23 +283,9 @@ class WebSocket:
         self._flush_is_due = False
         if self._over or self._handshaking:
             return
-        writes = self.protocol.data_to_send()
-        if len(writes) == 1 and not self._out and self._tls is None and writes[0]:
-            # One message and nothing before it, as nearly always: no list, no view, one call.
-            data = writes[0]
-            try:
-                sent = self._socket.send(data)
-            except OSError:
-                sent = 0
-            self.bytes_sent += sent
-            if sent == len(data):
-                self._unread_pongs = 0
-                return
-            writes = [data[sent:]]
-        for data in writes:
+        for data in self.protocol.data_to_send():
             if data:
-                self._out.append(memoryview(data))
-                self.queued += len(data)
+                self._queue(data)
             else:
                 self._send_eof = True
         try:
@@ -297,6 +305,10 @@ class WebSocket:
         self._unread_pongs = 0
         if self._send_eof and not self._out:
             self._half_close()
+
+    def _queue(self, data: bytes | bytearray, sent: int = 0) -> None:
+        self._out.append(memoryview(data)[sent:])
+        self.queued += len(data) - sent
 
     def _write(self) -> None:
         while self._out:

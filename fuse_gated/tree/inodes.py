@@ -60,7 +60,7 @@ class Inodes:
         self._nodes: dict[int, Node] = {ROOT: self.root}
         self._linked: dict[Identity, set[int]] = {}
         self._next = ROOT + 1
-        self._epoch = 0
+        self._epoch = self.root._epoch = 0
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -84,6 +84,15 @@ class Inodes:
         """How the node, or a directory above it, has lost its name (an errno's name); '' if it has one. The path of one that
         is gone may be another file's by now."""
         return node._gone if node._epoch == self._epoch else self._locate(node)[1]
+
+    def where(self, node: Node) -> tuple[bytes, str]:
+        """Both at once: `path` and `gone`."""
+        return (node._path, node._gone) if node._epoch == self._epoch else self._locate(node)
+
+    def _start_epoch(self) -> None:
+        """Names have changed: no path that was remembered holds any more, but the root's."""
+        self._epoch += 1
+        self.root._epoch = self._epoch
 
     def _locate(self, node: Node) -> tuple[bytes, str]:
         # Not recursive: directories can be nested deeper than Python's stack.
@@ -136,7 +145,7 @@ class Inodes:
         """RENAME succeeded on the client: the node moves, with everything beneath it."""
         node = parent.children.pop(name, None)
         other = new_parent.children.pop(new_name, None)
-        self._epoch += 1
+        self._start_epoch()
         if node is not None:
             self._attach(node, new_parent, new_name)
         if other is not None and exchange:
@@ -180,7 +189,7 @@ class Inodes:
             del node.parent.children[node.name]
         node.lost = how
         if node.children:
-            self._epoch += 1
+            self._start_epoch()
         else:
             node._epoch = -1
         self.collect(node)

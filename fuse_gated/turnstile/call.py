@@ -16,7 +16,8 @@ class Call:
     failure must be told as well. `deadline` is set when the client is first asked, and holds for all that it is asked."""
 
     __slots__ = (
-        "caller", "deadline", "id", "interrupted", "limited_as", "new_path", "operation", "path", "request", "started", "told",
+        "caller", "deadline", "id", "interrupted", "limited_as", "new_path", "operation", "path", "pause", "request", "started",
+        "told", "verdict",
     )  # fmt: skip
 
     def __init__(self, number: int, caller: Caller, request: Request, operation: str, started: float) -> None:
@@ -32,3 +33,7 @@ class Call:
         self.interrupted = False
         self.limited_as = ""
         """The limiter's class, while the limiter holds it back."""
+        self.pause = 0.0
+        """Seconds that its refusal, which was told, still has to wait."""
+        self.verdict = ""
+        """The errno of a refusal that waits for its turn."""

@@ -12,7 +12,7 @@ from fuse_gated import operations
 from fuse_gated.errors import errno_number
 from fuse_gated.gate.audit import Record
 from fuse_gated.gate.gate import Gate
-from fuse_gated.gate.limiter import Limiter
+from fuse_gated.gate.limiter import Bucket, Limiter
 from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Failed
 from fuse_gated.tree.by_path import ByPath, is_hidden_name
@@ -61,6 +61,7 @@ class Desk:
         self._calls: dict[int, Call] = {}
         self._held: list[tuple[float, int, Call]] = []
         self._pruned_at = 0
+        self._refusals = Bucket(limits.refusals, 0.0)
         self._set_audit_level(gate.tenant.audit)
 
     def _set_audit_level(self, level: str) -> None:
@@ -133,8 +134,14 @@ class Desk:
             self.effects.append(Answer(call.id, answer))
 
     def fail(self, call: Call, errno: str) -> None:
-        """Answer with an errno; where the operation was told, its failure is told too."""
+        """Answer with an errno; where the operation was told, its failure is told too. A refusal is answered when its turn
+        comes: so there are never more records of refusals than their rate allows, and none is left out."""
         if call.id not in self._calls:
+            return
+        if call.pause:
+            call.verdict = errno
+            self.hold(call, call.pause)
+            call.pause = 0.0
             return
         if errno == "ENOSYS":
             # The kernel would never ask again, for the mount's life, and allow an OPEN or an ACCESS by itself.
@@ -154,6 +161,7 @@ class Desk:
         call.path, call.new_path = path, new_path
         self.tell(call, "refused", "denied", rule=verdict.rule, errno=verdict.errno, detail=verdict.reason)
         call.told = False
+        call.pause = self._refusals.reserve(self.now, self.limits.deadline)
         return Failure(verdict.errno)
 
     def limited(self, call: Call, errno: str, path: bytes | None, detail: str) -> Failure:
@@ -161,6 +169,7 @@ class Desk:
         self.statistics.denied += 1
         call.path = path
         self.tell(call, "limited", "denied", errno=errno, detail=detail)
+        call.pause = self._refusals.reserve(self.now, self.limits.deadline)
         return Failure(errno)
 
     def announce(self, call: Call, path: bytes, new_path: bytes | None = None, rule: str = "") -> None:
@@ -222,10 +231,12 @@ class Desk:
         node = self.inodes.get(number)
         if node is None:
             raise Failure("ESTALE")
-        gone = self.inodes.gone(node)
+        path, gone = self.inodes.where(node)
         if gone:
             raise Failure(gone)
-        return _bounded(self.inodes.path(node))
+        if len(path) > MAX_PATH:
+            raise Failure("ENAMETOOLONG")
+        return path
 
     def target(self, number: operations.Node, *, writable: bool = False) -> tuple[bytes | int, bytes, Node | None]:
         """(what to name to the client, the path to judge, the node). An open handle is named rather than the path: it is
@@ -245,10 +256,11 @@ class Desk:
         if node is None:
             raise Failure("ESTALE")
         handle = self.handles.on(node, writable=writable) if node.handles else None
-        path = _bounded(self.inodes.path(node))
+        path, gone = self.inodes.where(node)
+        if len(path) > MAX_PATH:
+            raise Failure("ENAMETOOLONG")
         if handle is not None:
             return handle.remote, path, node
-        gone = self.inodes.gone(node)
         if gone:
             raise Failure(gone)
         return path, path, node
@@ -292,9 +304,3 @@ class Desk:
 
 def _ignored(_outcome: Any) -> None:
     """Nobody waits for it."""
-
-
-def _bounded(path: bytes) -> bytes:
-    if len(path) > MAX_PATH:
-        raise Failure("ENAMETOOLONG")
-    return path

@@ -1,15 +1,18 @@
 """What bounds a session, and what it has done."""
 
+import math
+
 import msgspec
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What bounds a session. Seconds, bytes, counts."""
+    """What bounds a session. Seconds, bytes, counts; `refusals` a second."""
 
     deadline: float = 30.0
     max_in_flight: int = 256
     max_bytes_in_flight: int = 64 * 2**20
     inodes: int = 1_000_000
+    refusals: float = math.inf
 
 
 class Statistics(msgspec.Struct):

@@ -60,7 +60,6 @@ def lookup(t: Desk, call: Call, request: operations.Lookup) -> None:
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
     t.announce_other(call, path, rule=verdict.rule)
-
     before = child_of(t, request.parent, request.name)
 
     def answered(attributes: Attributes) -> None:

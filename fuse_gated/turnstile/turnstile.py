@@ -84,7 +84,8 @@ class Turnstile(Desk):
         """The caller of a request got a signal (FUSE_INTERRUPT)."""
         self.now = now
         call = self._calls.get(number)
-        if call is None or call.interrupted:
+        if call is None or call.interrupted or call.verdict:
+            # A refusal's turn comes soon; who could end the waiting could have any number of them told.
             return
         call.interrupted = True
         pending = self.session.get(number)
@@ -103,7 +104,10 @@ class Turnstile(Desk):
         Raises ProtocolError for what the protocol does not allow: the session is to be closed.
         """
         self.now = now
-        paths = [path for notice in self.session.received(message) for path in notice.paths]
+        notices = self.session.received(message)
+        if not notices:
+            return
+        paths = [path for notice in notices for path in notice.paths]
         if len(paths) > MAX_NOTICES:
             raise ProtocolError(f"{len(paths)} changed paths in one message, {MAX_NOTICES} are allowed", 1008)
         for path in paths:
@@ -133,6 +137,16 @@ class Turnstile(Desk):
 
     # What the clock says.
 
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return bool(self._calls)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the limiter holds requests back."""
+        return bool(self._held)
+
     def next_due(self, now: float) -> float | None:
         """When `tick` is to be called next; None if nothing is waited for. Deadlines are looked at four times a second."""
         due = now + _TICK if self.session.busy else None
@@ -153,6 +167,9 @@ class Turnstile(Desk):
                 self._no_longer_held(call)
             if self._calls.get(call.id) is not call:
                 continue  # interrupted meanwhile
+            if call.verdict:
+                self.fail(call, call.verdict)
+                continue
             try:
                 TABLE[type(call.request)].handle(self, call, call.request)
             except Failure as failure:

@@ -143,6 +143,8 @@ _results["read"] = _binary
 
 def _check_frames(message: bytes | bytearray) -> None:
     """Too many frames are refused before they are decoded: decoded they take many times their bytes."""
+    if len(message) <= MAX_FRAMES:
+        return  # A frame takes a byte at least.
     first = message[0] if message else 0
     size = 2 if first == _ARRAY16 else 4 if first == _ARRAY32 else 0
     count = int.from_bytes(message[1 : 1 + size], "big")

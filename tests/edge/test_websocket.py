@@ -36,6 +36,8 @@ class End:
 
     def on_request(self, request):
         self.requests.append(request)
+        if self.accept is None:
+            return  # Somebody is still thinking about it.
         protocol = self.socket.protocol
         protocol.send_response(protocol.accept(request) if self.accept else protocol.reject(401, "no token\n"))
         self.socket.flush_soon()
@@ -550,3 +552,22 @@ def test_what_is_let_go_before_its_handshake_shakes_no_hands(world, certificates
     world.until(lambda: client.closed)
     assert server.closed[0][0] == 1006
     assert server.socket.protocol.state is not State.OPEN
+
+
+def test_messages_before_the_answer_to_the_upgrade_end_where_it_does(world):
+    ours, theirs = world.pair()
+    server = world.server(theirs, accept=None)
+    server.on_message_do = server.socket.abort
+    protocol = ClientProtocol(parse_uri("ws://localhost/"))
+    protocol.send_request(protocol.connect())
+    ours.sendall(b"".join(protocol.data_to_send()) + frame(Opcode.BINARY, b"one") + frame(Opcode.BINARY, b"two"))
+    world.until(lambda: server.closed)
+    assert server.messages == [b"one"]
+
+
+def test_closing_twice_is_closing_once(world):
+    client, server = world.connected()
+    client.socket.close(1000, "goodbye")
+    client.socket.close(1008, "again")
+    world.until(lambda: server.closed)
+    assert server.closed == [(1000, "goodbye")]

@@ -1,0 +1,237 @@
+"""edge/frames.py: whole messages on their short way, everything else to `websockets`, however the bytes arrive."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.uri import parse_uri
+
+from fuse_gated.edge import frames
+from fuse_gated.edge.frames import BUFFER, Incoming, Outgoing
+
+MOST = 4 * 2**20
+
+
+class Receiver:
+    """An end that takes bytes: what it heard, in order, by which way."""
+
+    def __init__(self, protocol, accept=True):
+        self.protocol = protocol
+        self.accept = accept
+        self.heard = []
+        self.parts = None
+        self.incoming = Incoming(protocol, MOST, self.message, self.other)
+
+    def message(self, data):
+        self.heard.append(("short", bytes(data)))
+
+    def other(self):
+        for event in self.protocol.events_received():
+            if not isinstance(event, Frame):
+                self.heard.append(("http", event))
+                if isinstance(self.protocol, ServerProtocol):
+                    answer = self.protocol.accept(event) if self.accept else self.protocol.reject(401, "no\n")
+                    self.protocol.send_response(answer)
+            elif event.opcode in (Opcode.BINARY, Opcode.CONT):
+                self.heard.append(("long", bytes(event.data)))
+                self.incoming.fragmented = not event.fin
+            else:
+                self.heard.append((event.opcode.name.lower(), bytes(event.data)))
+
+    def feed(self, data, sizes=None):
+        """Let the bytes arrive, in pieces of these sizes (the last one again and again)."""
+        rest = memoryview(data)
+        sizes = iter(sizes or ())
+        size = len(data)
+        while rest:
+            size = next(sizes, size)
+            room = self.incoming.room()
+            assert len(room)
+            count = min(max(size, 1), len(room), len(rest))
+            room[:count] = rest[:count]
+            self.incoming.take(count)
+            rest = rest[count:]
+
+
+def server(*, accept=True):
+    return Receiver(ServerProtocol(max_size=MOST), accept)
+
+
+def upgrade():
+    protocol = ClientProtocol(parse_uri("ws://localhost/"))
+    protocol.send_request(protocol.connect())
+    return protocol, b"".join(protocol.data_to_send())
+
+
+def open_server():
+    receiver = server()
+    receiver.feed(upgrade()[1])
+    assert receiver.protocol.state is State.OPEN
+    receiver.heard.clear()
+    return receiver
+
+
+def open_client():
+    """(the client as a receiver, the server's protocol)"""
+    protocol, request = upgrade()
+    other = ServerProtocol()
+    other.receive_data(request)
+    other.send_response(other.accept(other.events_received()[0]))
+    receiver = Receiver(protocol)
+    receiver.feed(b"".join(other.data_to_send()))
+    assert protocol.state is State.OPEN
+    receiver.heard.clear()
+    return receiver, other
+
+
+def masked(opcode, data=b"", fin=True):
+    return Frame(opcode, data, fin=fin).serialize(mask=True)
+
+
+SIZES = [0, 1, 125, 126, 127, 65535, 65536, BUFFER - 14, BUFFER - 13, BUFFER, BUFFER + 1, 3 * BUFFER, MOST]
+PIECES = {"whole": (), "bytes": (1, 1, 2, 3, *[1] * 11, 100_000), "some": (3, 70_000)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+def test_a_message_arrives_the_short_way(size, pieces):
+    data = random.Random(size).randbytes(size)
+    receiver = open_server()
+    receiver.feed(masked(Opcode.BINARY, data) + masked(Opcode.BINARY, b"next"), pieces)
+    assert receiver.heard == [("short", data), ("short", b"next")]
+    client, other = open_client()
+    other.send_binary(data)
+    other.send_binary(b"next")
+    client.feed(b"".join(other.data_to_send()), pieces)
+    assert client.heard == [("short", data), ("short", b"next")]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("binary"), st.binary(max_size=300)),
+            st.tuples(st.just("ping"), st.binary(max_size=125)),
+            st.tuples(st.just("fragments"), st.binary(max_size=300)),
+        ),
+        max_size=12,
+    ),
+    st.lists(st.integers(1, 90), max_size=60),
+)
+def test_order_is_kept_in_whatever_pieces_it_arrives(sent, sizes):
+    data, expected = b"", []
+    for kind, payload in sent:
+        if kind == "binary":
+            data += masked(Opcode.BINARY, payload)
+            expected.append(("short", payload))
+        elif kind == "ping":
+            data += masked(Opcode.PING, payload)
+            expected.append(("ping", payload))
+        else:
+            # A control frame may stand between fragments (RFC 6455, 5.4).
+            data += masked(Opcode.BINARY, payload, fin=False) + masked(Opcode.PING, b"between") + masked(Opcode.CONT, payload)
+            expected += [("long", payload), ("ping", b"between"), ("long", payload)]
+    receiver = open_server()
+    receiver.feed(data, sizes)
+    assert receiver.heard == expected
+    assert receiver.protocol.state is State.OPEN
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4, 5, 60])
+def test_the_handshake_may_come_in_pieces(cut):
+    receiver = server()
+    _, request = upgrade()
+    receiver.feed(request, [len(request) - cut, 1])
+    receiver.feed(masked(Opcode.BINARY, b"hello"))
+    assert [kind for kind, _ in receiver.heard] == ["http", "short"]
+
+
+def test_a_message_behind_the_answer_to_the_upgrade():
+    protocol, request = upgrade()
+    other = ServerProtocol()
+    other.receive_data(request)
+    other.send_response(other.accept(other.events_received()[0]))
+    other.send_binary(b"welcome")
+    receiver = Receiver(protocol)
+    receiver.feed(b"".join(other.data_to_send()))
+    assert [kind for kind, _ in receiver.heard] == ["http", "short"]
+
+
+def test_what_follows_a_refused_upgrade_is_not_for_us():
+    receiver = server(accept=False)
+    receiver.feed(upgrade()[1] + masked(Opcode.BINARY, b"let me in") * 3, [7])
+    assert [kind for kind, _ in receiver.heard] == ["http"]
+
+
+FAULTS = {
+    "not masked": (b"\x82\x01x", 1002),
+    "a reserved bit": (b"\xc2\x81\0\0\0\0x", 1002),
+    "an unknown opcode": (b"\x83\x81\0\0\0\0x", 1002),
+    "too long": (b"\x82\xff" + (MOST + 1).to_bytes(8, "big") + b"\0\0\0\0x", 1009),
+    "a message within another's fragments": (
+        Frame(Opcode.BINARY, b"a", fin=False).serialize(mask=True) + Frame(Opcode.BINARY, b"b").serialize(mask=True),
+        1002,
+    ),
+}
+
+
+@pytest.mark.parametrize("pieces", [(), (1,)], ids=["whole", "bytes"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_for_the_protocol(fault, pieces):
+    data, code = FAULTS[fault]
+    receiver = open_server()
+    receiver.feed(data + masked(Opcode.BINARY, b"more") * 3, pieces)
+    assert receiver.protocol.close_sent.code == code
+    assert ("short", b"more") not in receiver.heard
+
+
+def test_a_masked_message_from_a_server_is_a_fault():
+    client, _ = open_client()
+    client.feed(masked(Opcode.BINARY, b"x"))
+    assert client.protocol.close_sent.code == 1002
+    assert client.heard == []
+
+
+def test_nothing_is_heard_once_it_is_over():
+    receiver = open_server()
+
+    def message(data):
+        receiver.heard.append(data)
+        receiver.incoming.over = True
+
+    receiver.incoming = Incoming(receiver.protocol, MOST, message, receiver.other)
+    receiver.incoming._tail = None
+    receiver.feed(masked(Opcode.BINARY, b"one") + masked(Opcode.BINARY, b"two"))
+    assert receiver.heard == [b"one"]
+
+
+def test_a_long_message_that_was_under_way_when_we_closed_is_dropped():
+    receiver = open_server()
+    data = masked(Opcode.BINARY, bytes(2 * BUFFER))
+    receiver.feed(data[:BUFFER])
+    receiver.protocol.send_close(1000)
+    receiver.feed(data[BUFFER:])
+    assert receiver.heard == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_sent_is_a_frame(size):
+    data = random.Random(size).randbytes(size)
+    server_side, client_side = ServerProtocol(), ClientProtocol(parse_uri("ws://localhost/"))
+    header, body = Outgoing(server_side).frame(data)
+    assert header + body == Frame(Opcode.BINARY, data).serialize(mask=False)
+    receiver = open_server()
+    header, body = Outgoing(client_side).frame(data)
+    receiver.feed(bytes(header) + bytes(body))
+    assert receiver.heard == [("short", data)]
+
+
+def test_no_mask_is_used_twice():
+    outgoing = Outgoing(ClientProtocol(parse_uri("ws://localhost/")))
+    masks = {outgoing.frame(b"")[0][2:] for _ in range(3 * frames._MASKS)}
+    assert len(masks) > 3 * frames._MASKS - 3

@@ -26,7 +26,6 @@ OLDEST_MINOR: Final = 31
 MAX_WRITE: Final = 2**20
 
 _BUFFER: Final = MAX_WRITE + 4096
-_REQUESTS_A_TURN: Final = 16
 _INIT_IN = struct.Struct("=IIII")
 _INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
 
@@ -64,8 +63,15 @@ class Notifier:
     def __init__(self) -> None:
         self._notices: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
         self._waiting: set[tuple[int, bytes]] = set()
+        self._writing = False
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
         self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything is written. A process that ends before that may stay in the kernel: what the thread waits for
+        there may be held by a caller who waits for this very process to answer."""
+        return not self._waiting and not self._writing
 
     def put(self, fd: int, notice: bytes) -> None:
         """Write `notice` to `fd` in a while. One that waits already is enough, so a client that tells of the same change
@@ -82,9 +88,11 @@ class Notifier:
 
     def _run(self) -> None:
         while (entry := self._notices.get()) is not None:
+            self._writing = True
             # Before it is written: what changes from here on needs another one.
             self._waiting.discard(entry)
             write_notice(*entry)
+            self._writing = False
 
 
 def write_notice(fd: int, notice: bytes) -> None:
@@ -117,9 +125,9 @@ class KernelDriver:
         self._ended = False
         os.set_blocking(fd, False)
 
-    def ready(self, _events: int = 0) -> None:
-        """Read what the kernel has, a few requests at most."""
-        for _ in range(_REQUESTS_A_TURN):
+    def ready(self, _events: int = 0, most: int = 16) -> None:
+        """Read what the kernel has, `most` requests at most."""
+        for _ in range(most):
             try:
                 size = os.readv(self.fd, (self._buffer,))
             except BlockingIOError:

@@ -5,15 +5,21 @@ PYTHON = $(VENV)/bin/python
 export PYTHONPATH = $(CURDIR)
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test lint unit bench fuzz coverage clean
+.PHONY: help demo test lint unit bench fuzz coverage system man docs deb rpm repo packages-test clean
 
 help:
 	@echo "make demo      the main job, end to end, as a tour"
 	@echo "make test      lint, then all tests (as root also with real mounts)"
 	@echo "make lint      ruff and mypy --strict"
+	@echo "make system    the service as installed, under a real systemd in a guest (root)"
+	@echo "make deb       Debian packages into build/; make repo: a signed apt repository of them; make rpm: the same for Fedora"
+	@echo "               (elsewhere than on Debian 13: ROOT=DIR, a folder for a root filesystem of it, made if it is missing)"
+	@echo "make packages-test  the packages, built anew and put through install, upgrade, removal in guests (root)"
+	@echo "make man       manual pages and completions anew, from the parsers and the documents"
+	@echo "make docs      the documents as a site, in build/site"
 	@echo "make coverage  the tests once more, with branch coverage of every process"
-	@echo "make bench     latency and throughput beside sshfs"
-	@echo "make fuzz      the codec, the handshake and the session, for ten minutes"
+	@echo "make bench     latency and throughput beside sshfs; BENCH_FLAGS=--profile: and where the time goes"
+	@echo "make fuzz      what strangers may send, mutated by coverage, for ten minutes"
 
 demo:
 	@packaging/dev/prepare.sh $(VENV) demo
@@ -28,20 +34,60 @@ lint:
 
 unit:
 	@packaging/dev/prepare.sh $(VENV)
+	@packaging/dev/prepare-docs.sh $(VENV)
 	$(PYTHON) -m pytest $(PYTEST_FLAGS)
 
 coverage:
 	@packaging/dev/prepare.sh $(VENV)
-	FUSE_GATED_TEST_COVERAGE=1 $(PYTHON) -m pytest --cov --cov-branch --cov-report=term $(PYTEST_FLAGS)
+	@packaging/dev/prepare-docs.sh $(VENV)
+	$(PYTHON) tests/measuring/measure.py $(PYTEST_FLAGS)
 
 bench:
 	@packaging/dev/prepare.sh $(VENV)
+	@case "$(BENCH_FLAGS)" in *--profile*) [ -x $(VENV)/bin/py-spy ] || $(PYTHON) -m pip install --quiet --disable-pip-version-check py-spy ;; esac
 	$(PYTHON) tests/bench/bench.py $(BENCH_FLAGS)
 
 fuzz:
 	@packaging/dev/prepare.sh $(VENV)
-	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check atheris
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check atheris || true
 	$(PYTHON) tests/fuzz/fuzz.py $(FUZZ_FLAGS)
+
+system:
+	@packaging/dev/prepare.sh $(VENV)
+	@command -v mmdebstrap >/dev/null || apt-get install -y -qq --no-install-recommends mmdebstrap >/dev/null
+	FUSE_GATED_SYSTEM=1 $(PYTHON) -m pytest --drivers kernel tests/system $(PYTEST_FLAGS)
+
+# Without ROOT they want to run on Debian 13, with the build dependencies of debian/control.
+IN_ROOT = $(if $(ROOT),--root $(ROOT))
+
+deb: $(ROOT)
+	packaging/dev/build-deb.sh $(IN_ROOT)
+
+rpm: $(ROOT)
+	packaging/dev/build-rpm.sh $(IN_ROOT)
+
+repo: deb
+	packaging/dev/build-repo.sh $(IN_ROOT)
+
+ifdef ROOT
+$(ROOT):
+	packaging/dev/build-root.sh $(ROOT)
+endif
+
+packages-test:
+	@packaging/dev/prepare.sh $(VENV)
+	@command -v mmdebstrap >/dev/null || apt-get install -y -qq --no-install-recommends mmdebstrap >/dev/null
+	FUSE_GATED_PACKAGES=1 $(PYTHON) -m pytest --timeout 1200 tests/packaging $(PYTEST_FLAGS)
+
+man:
+	@packaging/dev/prepare.sh $(VENV)
+	$(PYTHON) packaging/dev/man.py
+	$(PYTHON) packaging/dev/completion.py
+
+docs:
+	@packaging/dev/prepare.sh $(VENV)
+	@packaging/dev/prepare-docs.sh $(VENV)
+	$(PYTHON) -m mkdocs build --quiet
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

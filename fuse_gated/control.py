@@ -140,9 +140,9 @@ def _connect(connection: socket.socket, path: Path) -> None:
         finally:
             os.close(directory)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-        raise OperatorError(
-            f"no daemon runs in {path.parent}", "start it: systemctl start fuse-gated; or name its directory: --runtime DIR"
-        ) from None
+        start = "systemctl start fuse-gated" if os.geteuid() == 0 else "fuse-gated"
+        hint = f"start it: {start}; or name its directory: --runtime DIR"
+        raise OperatorError(f"no daemon runs in {path.parent}", hint) from None
     except PermissionError:
         raise OperatorError(f"we may not use {path}", "run this as root, or as the user that the daemon runs as") from None
 

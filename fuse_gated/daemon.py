@@ -5,6 +5,7 @@ compares the digests itself; it gives each worker its own tenant's policy and it
 and when a worker ends, however it ends, its mount is taken away at once.
 """
 
+import contextlib
 import datetime
 import gc
 import os
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import sdnotify
 
 from fuse_gated import supervision, worker
 from fuse_gated.config.settings import Settings
@@ -27,13 +27,14 @@ from fuse_gated.desk import Desk
 from fuse_gated.door import Door
 from fuse_gated.edge import etc, keeping, process
 from fuse_gated.edge.channel import Channel
-from fuse_gated.edge.journal import open_journal
+from fuse_gated.edge.journal import Journal, audit_file, open_journal
 from fuse_gated.edge.loop import Loop
+from fuse_gated.edge.systemd import Manager
 from fuse_gated.errors import ConfigurationError, OperatorError, PeerError
 from fuse_gated.gate.admission import Logins, may_open
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.tenant import Identity, Tenant
-from fuse_gated.guest import Guest, main_thread_has_ended
+from fuse_gated.guest import Guest
 from fuse_gated.libfuse_mounter import LibfuseMounter
 from fuse_gated.mounter import Mounter
 from fuse_gated.standalone import DaemonParts
@@ -43,10 +44,12 @@ PROGRAM: Final = "fuse-gated"
 _END_PATIENCE: Final = 6.0
 _LOGIN_SLACK: Final = 2.0
 _LOOK_EVERY: Final = 1.0
+_COMPLAIN_EVERY: Final = 60.0
+_TRY_AGAIN: Final = 0.1
 
 
 class Daemon:
-    """Runs until SIGTERM. SIGHUP reads the policy anew."""
+    """Runs until SIGTERM. SIGHUP reads the policy anew; after SIGUSR1 nobody new is accepted, and the sessions go on."""
 
     def __init__(self, parts: DaemonParts, settings: Settings, directory: Path, tls: ssl.SSLContext | None) -> None:
         self.loop = Loop()
@@ -59,7 +62,10 @@ class Daemon:
         self._directory = directory
         self._tls = tls
         self._logins = Logins(())
-        self._notify = sdnotify.SystemdNotifier().notify if "NOTIFY_SOCKET" in os.environ else lambda _state: None
+        self._manager = Manager()
+        self._closed = False
+        self._faulty = False
+        self._complains_again = 0.0
         self._ending = False
         self._status = 0
         if parts.mountd is not None and "kernel" in settings.drivers:
@@ -79,12 +85,15 @@ class Daemon:
         signal.signal(signal.SIGHUP, lambda *_: self.loop.from_thread(self.reload))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.loop.from_thread(self.end))
+        signal.signal(signal.SIGUSR1, lambda *_: self.loop.from_thread(self.refuse_newcomers))
         # What every worker shares is never collected, and so never copied by the fork's writes to it.
         gc.collect()
         gc.freeze()
         where = ", ".join(_shown(listener) for listener in self._parts.listeners)
         self._look_for_dead()
-        self._notify("READY=1")
+        self._beat()
+        self._tell_status()
+        self._manager.ready()
         process.tell(PROGRAM, f"ready: listening on {where}, {len(self.tenants)} tenants, {self.drivers[0]} driver")
         self.loop.run()
         return self._status
@@ -94,27 +103,45 @@ class Daemon:
         if self._ending:
             return
         self._ending = True
-        self._notify("STOPPING=1")
+        self._manager.stopping()
         self._door.shut()
         for guest in list(self.guests.values()):
             self._say(guest, supervision.End(1001, "the server is stopping"))
         self.loop.after(_END_PATIENCE, self._end_hard)
         self._check_end()
 
+    def refuse_newcomers(self) -> None:
+        """Accept nobody any more; the sessions go on.
+
+        For `systemctl stop fuse-gated.socket`: systemd closes its own copies of the sockets, but here they would go on
+        listening. Shut down they refuse whoever comes, instead of letting them wait for ever.
+        """
+        self._door.shut()
+        for listener in self._parts.listeners:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+        self._closed = True
+        self._tell_status()
+        process.tell(PROGRAM, f"accepting nobody new; {self._mounted} sessions go on")
+
     def reload(self) -> None:
         """Read the policy anew and give it to the live sessions. A faulty one changes nothing."""
-        self._notify("RELOADING=1")
+        self._manager.reloading()
+        self._reopen_journal()
         try:
             read = read_tenants(self._directory)
         except ConfigurationError as error:
             for fault in error.faults or (str(error),):
                 process.tell(PROGRAM, f"policy not applied: {fault}")
             process.tell(PROGRAM, "the policy in force stays as it was; mend it and reload again")
+            self._faulty = True
         else:
             self._use(read)
             self._apply()
+            self._faulty = False
             process.tell(PROGRAM, f"policy applied: {len(self.tenants)} tenants, {self._mounted} sessions")
-        self._notify("READY=1")
+        self._tell_status()
+        self._manager.ready()
 
     def kick(self, session: str, reason: str) -> None:
         """End one session."""
@@ -172,8 +199,8 @@ class Daemon:
                 self._open(guest, export, program)
             case supervision.Ending():
                 self._unmount(guest)
-            case supervision.JournalBroken():
-                self._reopen_journal(guest)
+            case supervision.JournalBroken(reason=reason):
+                self._journal_broken(guest, reason)
             case supervision.Report() as report:
                 guest.report = report
                 asked, guest.asked = guest.asked, []
@@ -181,10 +208,10 @@ class Daemon:
                     answered(guest.session)
 
     def _look_for_dead(self) -> None:
-        """What a pidfd tells too late (`main_thread_has_ended`)."""
+        """What a pidfd tells too late (`Guest.has_ended`)."""
         self.loop.after(_LOOK_EVERY, self._look_for_dead)
         for guest in list(self.guests.values()):
-            if guest.mounted and not guest.dead and main_thread_has_ended(guest.child.pid):
+            if guest.mounted and not guest.dead and guest.has_ended():
                 self._died(guest)
 
     def _died(self, guest: Guest) -> None:
@@ -192,6 +219,7 @@ class Daemon:
         if guest.dead:
             return
         guest.dead = True
+        guest.forget_state()
         self._started(guest)
         if guest.deadline is not None:
             guest.deadline.cancel()
@@ -220,7 +248,7 @@ class Daemon:
         login = self._logins.find(digest, _today())
         if login.outcome != "tenant" or login.tenant is None:
             expired = login.token.expires if login.outcome == "expired" and login.token is not None else None
-            reason = "the token is not known here" if expired is None else f"the token has expired on {expired}"
+            reason = f"the token has expired on {expired}: ask for a new one" if expired else "the token is not known here"
             self._say(guest, supervision.LoginRefused(reason))
             return
         tenant, identity = self.tenants[login.tenant.name]
@@ -261,6 +289,7 @@ class Daemon:
             guest.mounted, guest.path, guest.driver = True, answer.path, self.drivers[0]
             if guest.deadline is not None:
                 guest.deadline.cancel()
+            self._tell_status()
             if guest.dead:
                 self._unmount(guest)
             else:
@@ -278,6 +307,7 @@ class Daemon:
         if not guest.mounted or self.mounter is None or guest.tenant is None:
             return
         guest.mounted, guest.unmounting = False, True
+        self._tell_status()
         self.mounter.unmount(guest.tenant.name, guest.export, lambda answer, _fds: self._unmounted(guest, answer))
 
     def _unmounted(self, guest: Guest, answer: keeping.FromKeeper) -> None:
@@ -288,7 +318,7 @@ class Daemon:
             self._check_gone(guest)
         else:
             self._say(guest, supervision.Unmounted())
-            self.loop.after(_END_PATIENCE, lambda: guest.child.send_signal(signal.SIGKILL))
+            self.loop.after(_END_PATIENCE, lambda: self._kill(guest))
 
     # The policy.
 
@@ -326,6 +356,17 @@ class Daemon:
     def _mounted(self) -> int:
         return sum(guest.mounted for guest in self.guests.values())
 
+    def _tell_status(self) -> None:
+        closed = "; accepting nobody new" if self._closed else ""
+        faulty = "; the newest policy is faulty and not applied" if self._faulty else ""
+        self._manager.status(f"{self._mounted} sessions, {len(self.tenants)} tenants{closed}{faulty}")
+
+    def _beat(self) -> None:
+        every = self._manager.beat_every
+        if every is not None:
+            self._manager.beat()
+            self.loop.after(every, self._beat)
+
     def _started(self, guest: Guest) -> None:
         if guest.starting:
             guest.starting = False
@@ -344,17 +385,58 @@ class Daemon:
             # It does not read: nothing that it serves is worth waiting for.
             guest.child.send_signal(signal.SIGKILL)
 
-    def _reopen_journal(self, guest: Guest) -> None:
+    def _journal_broken(self, guest: Guest, reason: str) -> None:
+        if self.loop.now >= self._complains_again:
+            self._complains_again = self.loop.now + _COMPLAIN_EVERY
+            if self.settings.audit.to == "journal":
+                where, hint = "the journal", "look at systemctl status systemd-journald"
+            else:
+                where, hint = audit_file(self.settings.audit, str(self._parts.runtime)), "make room where it lies"
+            # A worker may be anyone's by now, and this is for a terminal.
+            why = reason[:100] if reason.isprintable() else "for a reason that cannot be shown"
+            told = f"audit records of {guest.shown}, and perhaps of others, cannot be written to {where} ({why})"
+            process.tell(PROGRAM, f"{told}: what they would tell of fails with EIO until they can; {hint}")
+        if not guest.awaits_journal:
+            guest.awaits_journal = True
+            self._bring_journal(guest)
+
+    def _bring_journal(self, guest: Guest) -> None:
+        """Until there is one: a journald that is started again is back before a session's patience is over."""
         try:
             journal = open_journal(self.settings.audit, str(self._parts.runtime))
         except OperatorError:
-            return  # the worker asks again
-        self._say(guest, supervision.JournalOpened(), [journal.fileno()])
+            if not guest.dead:
+                self.loop.after(_TRY_AGAIN, lambda: self._bring_journal(guest))
+            return
+        guest.awaits_journal = False
+        self._give(guest, journal)
         journal.close()
+
+    def _reopen_journal(self) -> None:
+        """A file that was rotated away is left by all. A journal's sockets stay: nobody rotates those."""
+        if self.settings.audit.to == "journal":
+            return
+        try:
+            journal = open_journal(self.settings.audit, str(self._parts.runtime))
+        except OperatorError as error:
+            process.tell(PROGRAM, f"the audit file was not opened again: {error}")
+            return
+        for guest in list(self.guests.values()):
+            self._give(guest, journal)
+        journal.close()
+
+    def _give(self, guest: Guest, journal: Journal) -> None:
+        self._say(guest, supervision.JournalOpened(), [journal.fileno()])
 
     def _end_guest(self, guest: Guest, code: int, reason: str) -> None:
         self._say(guest, supervision.End(code, reason))
-        self.loop.after(_END_PATIENCE, lambda: guest.child.send_signal(signal.SIGKILL))
+        self.loop.after(_END_PATIENCE, lambda: self._kill(guest))
+
+    def _kill(self, guest: Guest) -> None:
+        """End a worker that did not end by itself. Its mount goes at once, not when it is seen to have ended: a thread of it may
+        wait in the kernel for a caller who waits for its answer, and then the mount's end is what ends both."""
+        guest.child.send_signal(signal.SIGKILL)
+        self._unmount(guest)
 
     def _check_gone(self, guest: Guest) -> None:
         if guest.reaped and not guest.holds_mount:
@@ -366,8 +448,8 @@ class Daemon:
             self.loop.stop()
 
     def _end_hard(self) -> None:
-        for guest in self.guests.values():
-            guest.child.send_signal(signal.SIGKILL)
+        for guest in list(self.guests.values()):
+            self._kill(guest)
         self.loop.after(1.0, self.loop.stop)
 
     def _keeper_lost(self) -> None:

@@ -1,6 +1,7 @@
 """A connection as the daemon sees it: a worker that may be anyone's, and what it was given."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 
@@ -34,13 +35,25 @@ class Guest:
         self.dead = False
         """Its main thread has ended: it serves nothing more."""
         self.reaped = False
+        self.awaits_journal = False
         self.deadline: Timer | None = None
         self.report: supervision.Report | None = None
         self.asked: list[Callable[[str], None]] = []
+        self._state = open_state(child.pid)
 
     @property
     def shown(self) -> str:
         return f"{self.tenant.name}/{self.export}" if self.tenant is not None else self.session
+
+    def has_ended(self) -> bool:
+        """Whether its main thread is known to have ended (`main_thread_has_ended`)."""
+        return self._state is not None and main_thread_has_ended(self._state)
+
+    def forget_state(self) -> None:
+        """It is known to be dead."""
+        if self._state is not None:
+            os.close(self._state)
+            self._state = None
 
     @property
     def holds_mount(self) -> bool:
@@ -48,16 +61,27 @@ class Guest:
         return self.opening or self.mounted or self.unmounting
 
 
-def main_thread_has_ended(pid: int) -> bool:
-    """Whether the main thread of a child that was not reaped has ended.
+def open_state(pid: int) -> int | None:
+    """A descriptor for `main_thread_has_ended`, or None where the process cannot be seen any more.
 
-    That can be long before the child has: a thread that waits in the kernel for a lock of the mount's (a notification does)
+    To be had right after the fork: where /proc hides the processes of others (hidepid=, ProtectProc=), it hides a caged one
+    too, which is not dumpable; but what is open stays open (proc(5)).
+    """
+    with contextlib.suppress(OSError):
+        return os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    return None
+
+
+def main_thread_has_ended(state: int) -> bool:
+    """Whether the main thread of the process has ended. `state` is what `open_state` returned.
+
+    That can be long before the process has: a thread that waits in the kernel for a lock of the mount's (a notification does)
     cannot be killed, and who holds the lock waits for an answer of the dead process. Only unmounting ends both. No descriptor
     tells of it: a pidfd is readable when the last thread has ended. A process's state is its main thread's (proc(5)).
     """
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as status:
-        return status.read().rpartition(b")")[2].split()[0] == b"Z"
+    with contextlib.suppress(OSError):
+        return os.pread(state, 4096, 0).rpartition(b")")[2].split()[0] == b"Z"
     return True
 
 
-__all__ = ["Guest", "main_thread_has_ended"]
+__all__ = ["Guest", "main_thread_has_ended", "open_state"]

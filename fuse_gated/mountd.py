@@ -16,7 +16,8 @@ import select
 import signal
 import socket
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 import msgspec
 
@@ -32,6 +33,8 @@ from fuse_gated.edge.keeping import (
     Mounted,
     Refused,
     Remount,
+    Resumed,
+    Sync,
     Unmount,
 )
 from fuse_gated.edge.process import Signals, tell
@@ -43,6 +46,7 @@ MAX_IDS: Final = 1000
 """Users, and groups, whom one tenant's mounts may let in."""
 _LOCK_PATIENCE: Final = 5.0
 """Seconds in which a keeper that was told to end has unmounted everything."""
+_NOSYMFOLLOW: Final = "nosymfollow"
 _NOBODY: Final = 2**32 - 1
 """(uid_t) -1, which is no user (setreuid(2))."""
 
@@ -52,14 +56,34 @@ class Held(msgspec.Struct):
     the connection, and the mount can be handed on."""
 
     device: int
-    noexec: bool
     nosymfollow: bool
 
 
-class MountKeeper:
-    """The mounts of one runtime directory. Raises OperatorError when that is not ours, or when another keeper has it."""
+class Store(Protocol):
+    """Keeps copies of descriptors for whoever is started in our place (edge/systemd.py, Manager)."""
 
-    def __init__(self, runtime: str) -> None:
+    def keep(self, name: str, descriptor: int, /) -> None: ...
+
+    def drop(self, name: str, /) -> None: ...
+
+
+class NoStore:
+    """What is not kept ends with us."""
+
+    def keep(self, _name: str, _descriptor: int, /) -> None:
+        return
+
+    def drop(self, _name: str, /) -> None:
+        return
+
+
+class MountKeeper:
+    """The mounts of one runtime directory. Raises OperatorError when that is not ours, or when another keeper has it.
+
+    `kept` are the devices that an earlier keeper put into its `store`: where their mounts are still there, they go on."""
+
+    def __init__(self, runtime: str, store: Store | None = None, kept: Mapping[str, int] | None = None) -> None:
+        self._store = store or NoStore()
         self._shown = os.path.join(os.path.abspath(runtime), "mnt")
         self._held: dict[tuple[str, str], Held] = {}
         with contextlib.ExitStack() as undo:
@@ -71,6 +95,7 @@ class MountKeeper:
                 undo.callback(os.close, self._mnt)
             finally:
                 os.close(directory)
+            self._adopt(kept or {})
             self._clear()
             undo.pop_all()
 
@@ -87,6 +112,8 @@ class MountKeeper:
                     self._access(request)
                 case Remount():
                     self._remount(request)
+                case Sync():
+                    pass
         except GateError as error:
             return Refused(id=request.id, reason=str(error)), []
         except OSError as error:
@@ -103,6 +130,7 @@ class MountKeeper:
             mounts.unmount(f"/proc/self/fd/{directory}/{export}")
             # Only now: our copy is what keeps the connection alive when every worker is gone.
             os.close(held.device)
+            self._store.drop(_stored_name(tenant, export, held))
             del self._held[tenant, export]
             _remove_directory(directory, export)
         finally:
@@ -117,6 +145,13 @@ class MountKeeper:
                 self.unmount(tenant, export)
             except (GateError, OSError) as error:
                 tell(PROGRAM, f"{tenant}/{export} was not unmounted in order: {error}")
+        self.leave()
+
+    def leave(self) -> None:
+        """Give everything up as it is, mounts and all, and let another keeper have the runtime directory."""
+        for held in self._held.values():
+            os.close(held.device)
+        self._held.clear()
         os.close(self._mnt)
         os.close(self._lock)
 
@@ -136,7 +171,8 @@ class MountKeeper:
             raise
         finally:
             os.close(directory)
-        self._held[tenant, export] = Held(device, request.noexec, request.nosymfollow)
+        held = self._held[tenant, export] = Held(device, request.nosymfollow)
+        self._store.keep(_stored_name(tenant, export, held), device)
         return Mounted(id=request.id, path=f"{self._shown}/{tenant}/{export}"), [device]
 
     def _mount_in(self, directory: int, request: Mount) -> int:
@@ -172,7 +208,6 @@ class MountKeeper:
             mounts.remount(root, noexec=request.noexec, nosymfollow=held.nosymfollow)
         finally:
             os.close(root)
-        held.noexec = request.noexec
 
     def _find(self, tenant: str, export: str) -> Held:
         held = self._held.get((tenant, export))
@@ -190,10 +225,24 @@ class MountKeeper:
         if not any(name == tenant for name, _ in self._held):
             _remove_directory(self._mnt, tenant)
 
+    def _adopt(self, kept: Mapping[str, int]) -> None:
+        """Go on with what an earlier keeper held. A device whose mount is gone is let go."""
+        beneath = os.readlink(f"/proc/self/fd/{self._mnt}")
+        ours = {mount.path for mount in mounts.mounts_beneath(beneath) if mount.filesystem == mounts.FILESYSTEM}
+        for name, device in kept.items():
+            path, _, flag = name.partition(" ")
+            tenant, _, export = path.partition("/")
+            if is_mount_name(tenant) and is_mount_name(export) and f"{beneath}/{path}" in ours:
+                self._held[tenant, export] = Held(device, flag == _NOSYMFOLLOW)
+            else:
+                os.close(device)
+                self._store.drop(name)
+
     def _clear(self) -> None:
         """Take away what an earlier keeper left: mounts that nobody serves, and their directories."""
         beneath = os.readlink(f"/proc/self/fd/{self._mnt}")
-        while left := _outermost([mount.path for mount in mounts.mounts_beneath(beneath)]):
+        held = {f"{beneath}/{tenant}/{export}" for tenant, export in self._held}
+        while left := _outermost([mount.path for mount in mounts.mounts_beneath(beneath) if mount.path not in held]):
             for path in left:
                 if not mounts.unmount(path):
                     raise OperatorError(f"a mount that was left behind stays: {path}", f"umount --force --lazy {path}")
@@ -202,9 +251,10 @@ class MountKeeper:
             with contextlib.suppress(NotADirectoryError):
                 directory = self._open_tenant(tenant)
                 for export in os.listdir(directory):
-                    _remove_directory(directory, export)
+                    if (tenant, export) not in self._held:
+                        _remove_directory(directory, export)
                 os.close(directory)
-            _remove_directory(self._mnt, tenant)
+            self._remove_unused(tenant)
 
 
 def run(channel_socket: socket.socket, runtime: str) -> int:
@@ -212,31 +262,45 @@ def run(channel_socket: socket.socket, runtime: str) -> int:
 
     The exit status: 0, or 1 when what came was no message. Raises OperatorError when the runtime directory is not ours.
     """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allow_descriptors()
     with (
+        channel_socket,
         Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
-        # The daemon has no descriptor to give us.
-        Channel(channel_socket, REQUESTS, max_fds=0) as channel,
         contextlib.closing(MountKeeper(runtime)) as keeper,
     ):
-        try:
-            return _serve(channel, keeper, signals)
-        except PeerError as error:
-            tell(PROGRAM, f"the daemon is gone: {error}")
-            return 1 if isinstance(error, ProtocolError) else 0
+        return serve(channel_socket, keeper, signals) or 0
 
 
-def _serve(channel: Channel[FromDaemon], keeper: MountKeeper, signals: Signals) -> int:
-    waiting: tuple[FromKeeper, list[int]] | None = None
+def allow_descriptors() -> None:
+    """As many as there may be: each mount takes one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def serve(connected: socket.socket, keeper: MountKeeper, signals: Signals, *, resumed: bool = False) -> int | None:
+    """Answer the daemon until it is gone: 0 then, or 1 when what came was no message. None when a signal told us to end.
+
+    `resumed`: an earlier keeper has answered it before, and it is told.
+    """
+    # The daemon has no descriptor to give us.
+    channel = Channel(connected, REQUESTS, max_fds=0)
+    try:
+        return _answer(channel, keeper, signals, (Resumed(id=0), []) if resumed else None)
+    except PeerError as error:
+        tell(PROGRAM, f"the daemon is gone: {error}")
+        return 1 if isinstance(error, ProtocolError) else 0
+
+
+def _answer(
+    channel: Channel[FromDaemon], keeper: MountKeeper, signals: Signals, waiting: tuple[FromKeeper, list[int]] | None
+) -> int | None:
     poll = select.poll()
     poll.register(signals, select.POLLIN)
     while True:
         # One request at a time: a daemon that does not read its answers is asked for no more.
         poll.register(channel, select.POLLIN if waiting is None else select.POLLOUT)
         poll.poll()
-        if not {signal.SIGTERM, signal.SIGINT}.isdisjoint(signals.received()):
-            return 0
+        told_to_end = not {signal.SIGTERM, signal.SIGINT}.isdisjoint(signals.received())
         with contextlib.suppress(BlockingIOError):
             if waiting is None:
                 received = channel.receive()
@@ -245,9 +309,13 @@ def _serve(channel: Channel[FromDaemon], keeper: MountKeeper, signals: Signals) 
                 waiting = keeper.answer(received[0])
             channel.send(*waiting)
             waiting = None
+        if told_to_end:
+            return None
 
 
 def _check(request: FromDaemon) -> None:
+    if isinstance(request, Sync):
+        return
     if not is_mount_name(request.tenant):
         raise RefusedError(f"not a tenant's name: {request.tenant!r}")
     if not isinstance(request, Access) and not is_mount_name(request.export):
@@ -274,6 +342,11 @@ def _lock(directory: int, runtime: str) -> int:
                 ) from None
         # flock(2) has no waiting with an end, and an earlier keeper is about to be done.
         time.sleep(0.02)
+
+
+def _stored_name(tenant: str, export: str, held: Held) -> str:
+    """What a device is kept under: all that its next keeper has to know. Without ':' (FDNAME= of sd_notify(3))."""
+    return f"{tenant}/{export} {_NOSYMFOLLOW}" if held.nosymfollow else f"{tenant}/{export}"
 
 
 def _outermost(paths: list[str]) -> list[str]:

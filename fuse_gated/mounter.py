@@ -1,7 +1,7 @@
 """How the daemon gets mounts: it asks the mount keeper, and is told by callback. The daemon itself never waits."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from fuse_gated.edge import keeping
 from fuse_gated.edge.channel import Channel
@@ -19,7 +19,7 @@ class Mounter:
         self._loop = loop
         self._channel = channel
         self._on_lost = on_lost
-        self._waiting: dict[int, OnAnswer] = {}
+        self._waiting: dict[int, _Asked] = {}
         self._next = 1
         self.alive = True
         loop.watch(channel.fileno(), self._ready)
@@ -64,7 +64,7 @@ class Mounter:
         except (BlockingIOError, PeerError) as error:
             then(keeping.Refused(id=number, reason=f"the mount keeper does not answer: {error}"), [])
             return
-        self._waiting[number] = then
+        self._waiting[number] = _Asked(kind, then, fields)
 
     def _ready(self, _events: int) -> None:
         try:
@@ -76,15 +76,50 @@ class Mounter:
         if received is None:
             self.alive = False
             self._loop.forget(self._channel.fileno())
-            for number, then in list(self._waiting.items()):
-                then(keeping.Refused(id=number, reason="the mount keeper is gone"), [])
+            for number, asked in list(self._waiting.items()):
+                asked.then(keeping.Refused(id=number, reason="the mount keeper is gone"), [])
             self._waiting.clear()
             self._on_lost()
             return
         answer, fds = received
-        then = self._waiting.pop(answer.id, _nothing)
-        then(answer, fds)
+        if isinstance(answer, keeping.Resumed):
+            # Answers come in the order of the requests: what this one overtakes is lost.
+            last = self._next
+            self._ask(keeping.Sync, lambda _answer, _fds: self._repeat(last), tenant="")
+            return
+        asked = self._waiting.pop(answer.id, _NOBODY)
+        asked.then(answer, fds)
+
+    def _repeat(self, before: int) -> None:
+        """Ask again what was asked before that number and never answered: a keeper that was killed has read it."""
+        for number in [number for number in self._waiting if number < before]:
+            lost = self._waiting.pop(number)
+            then = lost.then
+            if lost.kind is keeping.Sync:
+                continue
+            if lost.kind is keeping.Mount:
+                # It may have been mounted, and its descriptor was lost with the answer: from the beginning.
+                self._ask(keeping.Unmount, _nothing, tenant=lost.fields["tenant"], export=lost.fields["export"])
+            elif lost.kind is keeping.Unmount:
+                # It may have been done, and is refused now because nothing is mounted.
+                then = _done_by(lost.then)
+            self._ask(lost.kind, then, **lost.fields)
+
+
+class _Asked(NamedTuple):
+    """A request that waits for its answer."""
+
+    kind: Callable[..., Any]
+    then: OnAnswer
+    fields: dict[str, Any]
+
+
+def _done_by(then: OnAnswer) -> OnAnswer:
+    return lambda answer, fds: then(keeping.Done(id=answer.id), fds)
 
 
 def _nothing(_answer: keeping.FromKeeper, _fds: list[int]) -> None:
     """What came of it shows in the mount itself; there is nobody to tell."""
+
+
+_NOBODY: Final = _Asked(keeping.Sync, _nothing, {})

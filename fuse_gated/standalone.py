@@ -1,4 +1,5 @@
-"""fuse-gated started by hand, without systemd: as root a small supervisor that plays systemd's part, else nothing but sockets.
+"""What the daemon is given to run with: by systemd, or, started by hand, by a small supervisor that plays systemd's part as
+root, or by nobody, as an ordinary user.
 
 The supervisor holds the listening sockets, starts the mount keeper and the daemon joined by a socket pair, and passes signals
 on. When one of the two dies it ends the other, and starts both again: clients find the port still there, and reconnect. When
@@ -23,9 +24,10 @@ from fuse_gated.config.settings import Settings
 from fuse_gated.edge import journal, listening, mounts, process
 from fuse_gated.edge.listening import bind
 from fuse_gated.edge.process import Account, Child, Signals, tell
+from fuse_gated.edge.systemd import Passed
 from fuse_gated.errors import OperatorError
 
-__all__ = ["DaemonParts", "bind", "release", "supervise", "unprivileged_parts"]
+__all__ = ["DaemonParts", "bind", "release", "supervise", "unit_parts", "unprivileged_parts"]
 
 PROGRAM: Final = "fuse-gated"
 MAX_DEATHS: Final = 5
@@ -70,7 +72,7 @@ def supervise(
         try:
             # What an earlier keeper left goes before anybody may come, and what stands in the way is told once.
             mountd.MountKeeper(str(runtime)).close()
-            _prepare_audit_file(settings, directory, account)
+            _prepare_audit_file(settings, parts.runtime, account)
         except BaseException:
             release(parts)
             raise
@@ -78,7 +80,7 @@ def supervise(
         os.close(directory)
     try:
         with Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            return _Supervisor(account, parts, run_daemon, signals).run()
+            return _Supervisor(settings, account, parts, run_daemon, signals).run()
     finally:
         release(parts)
 
@@ -97,6 +99,19 @@ def unprivileged_parts(runtime: Path, listeners: Sequence[socket.socket]) -> Dae
     return DaemonParts(tuple(listeners), control, None, Path(os.path.abspath(runtime)))
 
 
+def unit_parts(runtime: Path, passed: Passed) -> DaemonParts:
+    """What the daemon is given where systemd plays the supervisor's part: everything comes from its units.
+
+    Raises OperatorError when a part is missing, or when we are root, as whom the daemon never runs.
+    """
+    if os.geteuid() == 0:
+        raise OperatorError("the daemon must not run as root", "the unit needs a User=, as fuse-gated.service has")
+    if passed.control is None or not passed.listeners:
+        what = "nothing to listen on" if not passed.listeners else "no socket for fuse-gatectl"
+        raise OperatorError(f"systemd passed {what}", "start fuse-gated.socket; look at its drop-ins with: systemctl cat")
+    return DaemonParts(passed.listeners, passed.control, passed.keeper, Path(os.path.abspath(runtime)))
+
+
 def release(parts: DaemonParts) -> None:
     """Close the control socket and take its name away. The listeners stay their owner's."""
     with contextlib.suppress(FileNotFoundError):
@@ -105,7 +120,15 @@ def release(parts: DaemonParts) -> None:
 
 
 class _Supervisor:
-    def __init__(self, account: Account, parts: DaemonParts, run_daemon: Callable[[DaemonParts], int], signals: Signals) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        account: Account,
+        parts: DaemonParts,
+        run_daemon: Callable[[DaemonParts], int],
+        signals: Signals,
+    ) -> None:
+        self._settings = settings
         self._account = account
         self._parts = parts
         self._run_daemon = run_daemon
@@ -172,6 +195,7 @@ class _Supervisor:
                 # The end of the daemon ends the keeper, in order, and that may be seen first.
                 return daemon if keeper.wait() == 0 and daemon.wait(_SHORT_GRACE) is not None else keeper
             if signal.SIGHUP in received:
+                self._replace_audit_file()
                 daemon.send_signal(signal.SIGHUP)
 
     def _stop(self, keeper: Child, daemon: Child) -> int:
@@ -205,6 +229,13 @@ class _Supervisor:
         tell(PROGRAM, f"{who} {_shown(status)} unexpectedly: starting again")
         return None
 
+    def _replace_audit_file(self) -> None:
+        """Where somebody has rotated it away, the daemon cannot make another: it is in a directory of root's."""
+        try:
+            _prepare_audit_file(self._settings, self._parts.runtime, self._account)
+        except OperatorError as error:
+            tell(PROGRAM, str(error))
+
     def _clean_up(self) -> None:
         """Take away what a keeper that was killed has left mounted."""
         try:
@@ -226,17 +257,39 @@ def _account(settings: Settings) -> Account:
     return account
 
 
-def _prepare_audit_file(settings: Settings, directory: int, account: Account) -> None:
-    """Where records go to a file in the runtime directory, in which root alone makes files, make it and give it away."""
+def _prepare_audit_file(settings: Settings, runtime: Path, account: Account) -> None:
+    """Where records go to a file in a directory in which root alone makes files, make it and give it away.
+
+    One that the settings name, and that is there, is left as it is: it may be anything. Raises OperatorError.
+    """
     audit = settings.audit
-    if audit.file is not None or audit.to == "journal" or (audit.to == "auto" and os.path.exists(journal.SOCKET)):
+    if audit.to == "journal" or (audit.to == "auto" and os.path.exists(journal.SOCKET)):
         return
+    path = journal.audit_file(audit, str(runtime))
+    parent, name = os.path.split(path)
+    hint = "move what has its name away" if audit.file is None else "make its directory, or name another with audit: {file: …}"
     try:
-        file = mounts.open_beneath(directory, journal.FILE, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, mode=0o600)
+        if parent == journal.LOG_DIRECTORY:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(parent, mounts.MODE_OPEN)
+        directory = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(directory)
+            # Elsewhere others could have put anything in its place: then its owner is to make it.
+            if status.st_uid == 0 and not status.st_mode & 0o022:
+                _make_audit_file(directory, name, account, is_ours=audit.file is None)
+        finally:
+            os.close(directory)
     except OSError as error:
-        raise OperatorError(
-            f"cannot make the audit file {journal.FILE}: {error.strerror}", "move what has its name away"
-        ) from None
+        raise OperatorError(f"cannot make the audit file {path}: {error.strerror}", hint) from None
+
+
+def _make_audit_file(directory: int, name: str, account: Account, *, is_ours: bool) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
+    try:
+        file = mounts.open_beneath(directory, name, flags | (0 if is_ours else os.O_EXCL), mode=0o600)
+    except FileExistsError:
+        return
     try:
         os.fchmod(file, 0o600)
         os.fchown(file, account.uid, account.gid)

@@ -76,7 +76,9 @@ class Unmounted(msgspec.Struct, frozen=True, tag="unmounted"):
 
 
 class JournalBroken(msgspec.Struct, frozen=True, tag="journal-broken"):
-    """Worker: the journal's socket leads nowhere any more, and a caged process cannot connect another."""
+    """Worker: the journal takes no records any more, for this reason; and a caged process cannot open another."""
+
+    reason: str = ""
 
 
 class JournalOpened(msgspec.Struct, frozen=True, tag="journal-opened"):

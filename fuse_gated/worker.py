@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -46,6 +47,8 @@ DEAD_AFTER: Final = 45.0
 _UNMOUNT_PATIENCE: Final = 5.0
 _LAST_WORDS: Final = 1.0
 """Seconds that a peer has to read why its connection ends."""
+_NOTICE_PATIENCE: Final = 5.0
+"""Seconds in which the kernel takes a notification from a worker that answers every request at once."""
 _LOOK_AGAIN: Final = 0.02
 _LONGEST_TOKEN: Final = 4096
 _NO_JOURNAL: Final = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\nthe server cannot write its audit records\n"
@@ -94,7 +97,7 @@ class Worker:
         self.protocol = protocol
         self.socket = WebSocket(loop, sock, protocol, self)
         chain = Chain("", visitor.session, "")
-        self.recorder = Recorder(loop, journal, chain, self._record_taken, lambda: self._send(supervision.JournalBroken()))
+        self.recorder = Recorder(loop, journal, chain, self._record_taken, self._journal_broken)
         self._deadline = loop.after(settings.admission.login_deadline, self._too_late)
         loop.watch(channel.fileno(), self._from_daemon)
 
@@ -103,6 +106,10 @@ class Worker:
     def on_request(self, request: Request) -> None:
         """The upgrade: whoever cannot show a token here must be a browser, whose hello brings it."""
         self._upgrade = request
+        if not all(value.isascii() for _, value in request.headers.raw_items()):
+            # Older versions of `websockets` make surrogates of other bytes, on which they stumble themselves.
+            self._refuse(http.HTTPStatus.BAD_REQUEST, "a header is not ASCII", "a header that is not ASCII")
+            return
         # Not `get`, which raises for a header that is there twice.
         shown = request.headers.get_all("Authorization")
         if len(shown) > 1:
@@ -179,7 +186,8 @@ class Worker:
             case supervision.End():
                 self.leave(message.code, message.reason)
             case supervision.Unmounted():
-                self._unmounted()
+                # Not `_unmounted`: if it is gone, the driver hears so from the kernel; if not, its callers go on being answered.
+                self._stop_when_heard(self.loop.now + _LAST_WORDS)
             case supervision.JournalOpened():
                 self.journal.reconnect(fds[0])
             case supervision.Ask():
@@ -287,6 +295,7 @@ class Worker:
                 max_in_flight=self.settings.max_in_flight,
                 max_bytes_in_flight=self.settings.max_bytes_in_flight,
                 inodes=self.settings.inodes,
+                refusals=self.settings.audit.refusals,
             ),
             export_root=self.offer.root,
         )
@@ -406,6 +415,9 @@ class Worker:
         if self.serving is not None:
             self.serving.on_record_taken()
 
+    def _journal_broken(self) -> None:
+        self._send(supervision.JournalBroken(self.journal.trouble))
+
     def _tell(self, kind: str, detail: str) -> None:
         record = Record(kind=kind, detail=detail)
         if self.serving is not None:
@@ -475,9 +487,24 @@ def run(
 
 
 def _last_words(worker: Worker) -> None:
-    """A record that still waits gets one more second: a session's end must not go untold while the journal is busy."""
-    end = time.monotonic() + 1.0
-    while worker.recorder.waiting is not None and time.monotonic() < end:
-        worker.loop.turn()
+    """A record that still waits gets one more second: a session's end must not go untold while the journal is busy. And the
+    mount, if it is still there, is served until no notification waits in the kernel: the thread that writes it cannot be ended
+    there, and who holds what it waits for may be waiting for an answer of ours."""
+    if not worker.ending:
+        worker.leave(1001, "the server is stopping")
+    _go_on(worker, lambda: worker.recorder.waiting is not None, _LAST_WORDS)
+    _go_on(worker, lambda: not worker.notifier.idle, _NOTICE_PATIENCE)
     worker.socket.abort()
     worker.notifier.stop()
+
+
+def _go_on(worker: Worker, condition: Callable[[], bool], seconds: float) -> None:
+    """As long as the condition holds, and for so many seconds at most."""
+    end = time.monotonic() + seconds
+    while condition() and time.monotonic() < end:
+        worker.loop.after(_LOOK_AGAIN, _nothing)
+        worker.loop.turn()
+
+
+def _nothing() -> None:
+    """Only to end a turn of the loop."""

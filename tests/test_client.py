@@ -446,7 +446,7 @@ def test_what_a_dead_disk_holds_up_does_not_hold_up_the_end(stage: Stage, monkey
     assert stage.client is not None
     assert stage.client._export.open_handles == 1
     gate.set()
-    assert stage.client._pool.close(10)
+    assert all(pool.close(10) for pool in stage.client._pools)
     stage.client._export.close()
 
 

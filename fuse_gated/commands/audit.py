@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +20,6 @@ from fuse_gated.edge.etc import read_settings
 from fuse_gated.edge.records import UNIT, FileSource, Filters, JournalSource, Source, read, realtime
 from fuse_gated.errors import ConfigurationError, UsageError
 from fuse_gated.gate.audit_verify import Verified, verify
-
-RUNTIME: Final = "/run/fuse-gated"
 
 _CANNOT_SHOW: Final = (
     "The chain cannot show records cut off at the end, nor a whole chain written anew by someone who may change the journal.\n"
@@ -48,7 +46,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--since", metavar="T", help="only records from this time on")
     parser.add_argument("--until", metavar="T", help="only records up to this time")
     parser.add_argument("--file", action="append", metavar="FILE", help="read this file of JSON lines (several: oldest first)")
-    parser.add_argument("--runtime", default=RUNTIME, metavar="DIR", help=f"the runtime directory (default {RUNTIME})")
+    parser.add_argument("--runtime", metavar="DIR", help="the runtime directory, as before the command")
     parser.add_argument("--unit", help=f"the unit whose records in the journal count (default {UNIT}), or 'any'")
     parser.add_argument("--verify", action="store_true", help="check that no record is missing, altered, doubled or out of order")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -117,7 +115,7 @@ def _source(args: argparse.Namespace) -> Source:
     except ConfigurationError as error:
         audit = Audit()
         notes.append(f"what fuse-gated.yaml says of the audit is not known, and taken to be the default: {error.message}")
-    file = audit.file or os.path.join(args.runtime, journal.FILE)
+    file = journal.audit_file(audit, args.runtime)
     source: Source
     if audit.to == "file" or (audit.to == "auto" and not os.path.exists(journal.SOCKET)):
         source = FileSource(file)
@@ -216,9 +214,11 @@ def _row(record: dict[str, bytes]) -> tuple[str, ...]:
         return "" if path is None else paths.shown(path[1:])
 
     moved = told_path("NEW_PATH")
-    units = {"ERRNO": "", "COUNT": " times", "BYTES": " bytes", "DURATION_USEC": " us", "DETAIL": ""}
-    why = [f"rule {told('RULE')}"] if told("RULE") else []
-    why += [told(name) + unit for name, unit in units.items() if told(name)]
+    parts: dict[str, Callable[[str], str]] = {
+        "RULE": lambda rule: f"rule {rule}", "ERRNO": str, "COUNT": _counted("time"), "BYTES": _counted("byte"),
+        "DURATION_USEC": _shown_duration, "DETAIL": str,
+    }  # fmt: skip
+    why = [show(told(name)) for name, show in parts.items() if told(name)]
     return (
         _shown_moment(realtime(record)),
         "/".join(filter(None, (told("TENANT"), told("EXPORT")))),
@@ -229,6 +229,18 @@ def _row(record: dict[str, bytes]) -> tuple[str, ...]:
         f"{told_path('PATH')} -> {moved}" if moved else told_path("PATH"),
         ", ".join(why),
     )
+
+
+def _counted(what: str) -> Callable[[str], str]:
+    return lambda count: f"{count} {what}" if count == "1" else f"{count} {what}s"
+
+
+def _shown_duration(microseconds: str) -> str:
+    """In the unit that leaves at most three digits before the point; as it stands, if it is no number."""
+    if not microseconds.isdecimal() or len(microseconds) > 15:
+        return microseconds
+    count = int(microseconds)
+    return f"{count} us" if count < 1000 else f"{count / 1e3:.1f} ms" if count < 1e6 else f"{count / 1e6:.1f} s"
 
 
 def _shown_moment(usec: int) -> str:

@@ -14,8 +14,11 @@ import msgspec
 from fuse_gated.commands.output import Style, plain, print_json, table
 from fuse_gated.config.advice import warnings
 from fuse_gated.config.settings import Settings, Tls
+from fuse_gated.config.settings_file import at_fault
+from fuse_gated.edge import process
 from fuse_gated.edge.etc import identity, read_policy, read_settings, unread_files
-from fuse_gated.errors import ConfigurationError
+from fuse_gated.edge.process import Account
+from fuse_gated.errors import ConfigurationError, OperatorError
 from fuse_gated.gate.tenant import Tenant
 
 Read = TypeVar("Read")
@@ -65,10 +68,13 @@ def examine(etc: Path) -> Findings:
     settings = _attempt(faults, read_settings, etc)
     tenants = _attempt(faults, read_policy, etc)
     if _is_missing(etc):
-        faults.insert(0, f"{etc}: there is no such directory")
+        faults.insert(0, f"{etc}: there is no such directory (install -d -m 755 {etc})")
     for tenant in tenants or ():
         _attempt(faults, identity, tenant)
-    told = [f"{name}: is not read: its name does not end in .yaml" for name in unread_files(etc)] if not faults else []
+    told: list[str] = []
+    if not faults and settings is not None:
+        told += [f"{name}: is not read: its name does not end in .yaml" for name in unread_files(etc)]
+        told += _as_the_daemon(etc, settings, faults)
     told += _of_tls(settings) if settings is not None else []
     told += warnings(tenants, datetime.datetime.now(datetime.UTC).date()) if tenants is not None else []
     return Findings(tuple(dict.fromkeys(faults)), tuple(told), tenants or ())
@@ -92,6 +98,48 @@ def _attempt(faults: list[str], read: Callable[[Any], Read], what: Any) -> Read 
         return None
 
 
+def _as_the_daemon(etc: Path, settings: Settings, faults: list[str]) -> list[str]:
+    """Root reads everything, but the daemon reads the policy as the user that it becomes. Adds to the faults; returns what is
+    a fault under systemd only, where it reads its settings as that user too."""
+    account = process.find_account(settings.user) or process.find_account("nobody")
+    if os.geteuid() != 0 or account is None or account.uid == 0:
+        return []
+    told: list[str] = []
+    _attempt(faults, lambda etc: _read_as(account, read_policy, etc), etc)
+    _attempt(told, lambda etc: _read_as(account, read_settings, etc), etc)
+    return [f"{warning}: under systemd the daemon would not start" for warning in told]
+
+
+def _read_as(account: Account, read: Callable[[Path], object], etc: Path) -> None:
+    """Raises ConfigurationError with what the user cannot read. In a process of its own: nobody becomes root again."""
+    directory = os.open(etc, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    reader, writer = os.pipe()
+    told: list[str] = []
+
+    def look() -> int:
+        fuse = process.find_group("fuse")
+        process.drop_to(account.uid, account.gid, () if fuse is None else (fuse,))
+        # As it is given to the daemon: open, because that may not be allowed to walk there.
+        _attempt(told, read, Path(f"/proc/self/fd/{directory}"))
+        with open(writer, "wb", closefd=False) as pipe:
+            pipe.write(msgspec.json.encode(told))
+        return 0
+
+    try:
+        child = process.spawn(look, program="fuse-gatectl")
+        os.close(writer)
+        with open(reader, "rb", closefd=False) as pipe:
+            said = pipe.read()
+        if child.wait() != 0:
+            raise OperatorError(f"{etc} cannot be read as user {account.name}", "what is told above says why")
+    finally:
+        os.close(reader)
+        os.close(directory)
+    found = msgspec.json.decode(said, type=tuple[str, ...])
+    if found:
+        raise ConfigurationError(*at_fault(found), faults=found)
+
+
 def _of_tls(settings: Settings) -> list[str]:
     """The daemon reads these as it starts; that they can be read as they stand is no part of the file's correctness."""
     if settings.tls is None:
@@ -104,7 +152,7 @@ def _of_tls(settings: Settings) -> list[str]:
         try:
             mode = os.stat(path).st_mode
         except OSError as error:
-            told.append(f"tls.{field}: {path}: {error.strerror}")
+            told.append(f"tls.{field}: {path}: {error.strerror}; here the daemon would not start")
             continue
         if field == "key" and stat.S_IMODE(mode) & 0o037:
             told.append(f"tls.key: others can read or write {path} (mode {stat.S_IMODE(mode):04o}): chmod 640 {path}")
@@ -141,4 +189,5 @@ def _print(etc: Path, findings: Findings) -> None:
     if rows:
         heading, *lines = table(("TENANT", "TOKENS", "USERS", "RULES"), rows)
         print("\n".join([style.paint("strong", heading), *lines]))
-    print(style.paint("good", f"{plain(etc)} is right."))
+    mind = " Mind the warnings." if findings.warnings else ""
+    print(style.paint("good", f"{plain(etc)} is right.{mind}"))

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from fuse_gated.commands.diagnosis import Check, fail, ok, warn, worse
+from fuse_gated.edge import journal
 from fuse_gated.edge.fuse_kernel import MAJOR, MINOR, OLDEST_MINOR
 from fuse_gated.edge.fuse_probe import Offer
 from fuse_gated.edge.syscalls import openat2
@@ -156,7 +157,7 @@ def _journal(machine: Machine) -> Check:
     if _is_socket(machine.root / "run/systemd/journal/socket"):
         return ok("journal", "journald takes audit records")
     return warn(
-        "journal", "no journald here", "audit records go to audit.jsonl in the runtime directory, or where audit.file says"
+        "journal", "no journald here", f"audit records go to {journal.LOG_DIRECTORY}/{journal.FILE}, or where audit.file says"
     )
 
 

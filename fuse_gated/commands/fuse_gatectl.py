@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import Final
 
 from fuse_gated import __version__
-from fuse_gated.commands import audit, check, doctor, explain, sessions, token
+from fuse_gated.commands import audit, check, doctor, explain, places, sessions, token
 from fuse_gated.commands.output import complain
 from fuse_gated.errors import GateError
 
 PROGRAM: Final = "fuse-gatectl"
-ETC: Final = Path("/etc/fuse-gated")
-RUNTIME: Final = "/run/fuse-gated"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit status. Raises SystemExit for --help, --version, and a wrong command line."""
     options = parser().parse_args(argv)
     # A subcommand may have the option too; what stands before the subcommand counts unless it was given there.
-    if getattr(options, "runtime", RUNTIME) == RUNTIME:
-        options.runtime = options.runtime_directory
+    options.runtime = getattr(options, "runtime", None) or options.runtime_directory
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -44,13 +41,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line; shell completions and manual pages can be made from it."""
     top = argparse.ArgumentParser(prog=PROGRAM, description="Look at and steer a fuse-gated server.")
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    top.add_argument("--etc", metavar="DIR", type=Path, default=ETC, help="the configuration (default: %(default)s)")
+    top.add_argument("--etc", metavar="DIR", type=Path, default=places.ETC, help="the configuration (default: %(default)s)")
     top.add_argument(
         "--runtime",
         metavar="DIR",
         dest="runtime_directory",
-        default=RUNTIME,
-        help="the runtime directory of the daemon (default: %(default)s)",
+        default=str(places.runtime_to_ask()),
+        help=f"the runtime directory of the daemon (default: {places.RUNTIME}, or an ordinary user's own)",
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print JSON")

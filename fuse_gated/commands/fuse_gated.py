@@ -11,9 +11,10 @@ from typing import Final
 import msgspec
 
 from fuse_gated import __version__, standalone
+from fuse_gated.commands import places
 from fuse_gated.config.settings import Tls
 from fuse_gated.daemon import Daemon, read_tenants
-from fuse_gated.edge import etc, process, seccomp
+from fuse_gated.edge import etc, libfuse, process, seccomp, systemd
 from fuse_gated.edge.journal import JournalSocket, open_journal
 from fuse_gated.errors import ConfigurationError, GateError, OperatorError
 
@@ -23,8 +24,9 @@ PROGRAM: Final = "fuse-gated"
 def parser() -> argparse.ArgumentParser:
     """The command line, from which completion and man page are made too."""
     made = argparse.ArgumentParser(prog=PROGRAM, description="Serve the mounts of remote clients, every operation past the gate.")
-    made.add_argument("--etc", type=Path, default=Path("/etc/fuse-gated"), metavar="DIR", help="configuration (%(default)s)")
-    made.add_argument("--runtime", type=Path, default=_default_runtime(), metavar="DIR", help="mounts and sockets (%(default)s)")
+    made.add_argument("--etc", type=Path, default=places.ETC, metavar="DIR", help="configuration (%(default)s)")
+    runtime = places.own_runtime()
+    made.add_argument("--runtime", type=Path, default=runtime, metavar="DIR", help="mounts and sockets (%(default)s)")
     where = "where clients connect (127.0.0.1:7433), unless systemd passes sockets"
     made.add_argument("--listen", metavar="HOST:PORT", help=where)
     made.add_argument("--version", action="version", version=f"fuse-gated {__version__}")
@@ -37,13 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _serve(arguments.etc, arguments.runtime, arguments.listen)
     except GateError as error:
-        return _complain(error)
+        return _complain(error, arguments.etc)
 
 
-def _complain(error: GateError) -> int:
-    for fault in error.faults if isinstance(error, ConfigurationError) else ():
+def _complain(error: GateError, directory: Path) -> int:
+    faults = error.faults if isinstance(error, ConfigurationError) else ()
+    for fault in faults:
         process.tell(PROGRAM, fault)
-    process.tell(PROGRAM, str(error))
+    # Most faults name their file as it is called in there.
+    process.tell(PROGRAM, f"{directory}: {error}" if faults else str(error))
     return error.exit_status
 
 
@@ -67,16 +71,21 @@ def _serve(directory: Path, runtime: Path, listen: str | None) -> int:
             journal.close()
         except OperatorError as error:
             # Not the error's own status, by which the supervisor would start the daemon again and again.
-            _complain(error)
+            _complain(error, directory)
             return ConfigurationError.exit_status
         audit = msgspec.structs.replace(settings.audit, to="journal" if isinstance(journal, JournalSocket) else "file")
         try:
             return Daemon(parts, msgspec.structs.replace(settings, audit=audit), readable, tls).run()
         except ConfigurationError as error:
-            return _complain(error)
+            return _complain(error, directory)
 
-    listeners = standalone.bind(listen or settings.listen)
+    passed = systemd.sort_sockets(systemd.take_sockets())
+    if passed.keeper is not None:
+        return run_daemon(standalone.unit_parts(runtime, passed))
+    listeners = passed.listeners or standalone.bind(listen or settings.listen)
     if os.geteuid() == 0:
+        if "kernel" in settings.drivers:
+            _warn_of_device()
         try:
             return standalone.supervise(settings, runtime, listeners, run_daemon)
         finally:
@@ -87,6 +96,15 @@ def _serve(directory: Path, runtime: Path, listen: str | None) -> int:
         return run_daemon(parts)
     finally:
         standalone.release(parts)
+
+
+def _warn_of_device() -> None:
+    """Not a refusal: a module may be loaded later. But who starts the server hears of it before the first client does."""
+    try:
+        os.close(os.open(libfuse.DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        hint = "modprobe fuse; a container needs --device /dev/fuse --cap-add SYS_ADMIN"
+        process.tell(PROGRAM, f"warning: nothing can be mounted: {libfuse.DEVICE}: {error.strerror} ({hint})")
 
 
 def _tls_context(tls: Tls) -> ssl.SSLContext:
@@ -104,12 +122,6 @@ def _tls_context(tls: Tls) -> ssl.SSLContext:
             "they are PEM files: a certificate with its chain, its key, and the CA of the clients' certificates",
         ) from None
     return context
-
-
-def _default_runtime() -> Path:
-    if os.geteuid() == 0:
-        return Path("/run/fuse-gated")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "fuse-gated"
 
 
 __all__ = ["main", "parser"]

@@ -21,11 +21,12 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
-    """`to`: 'journal', 'file', or 'auto' (the journal where there is one, else `file`, whose default is audit.jsonl in the
-    runtime directory)."""
+    """`to`: 'journal', 'file', or 'auto' (the journal where there is one, else `file`; its default: edge/journal.py).
+    `refusals`: the most that one session tells in a second."""
 
     to: str = "auto"
     file: str | None = None
+    refusals: float = 200.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

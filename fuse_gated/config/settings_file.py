@@ -6,7 +6,7 @@ from typing import Final
 
 import yaml
 
-from fuse_gated.config import values
+from fuse_gated.config import units, values
 from fuse_gated.config.document import Document, Reader, Unfit, quoted
 from fuse_gated.config.settings import Admission, Audit, Settings, Tls
 from fuse_gated.errors import ConfigurationError
@@ -77,7 +77,11 @@ _ADMISSION: Final = {
     "per_address": values.whole(1, 100_000),
     "login_deadline": values.duration(0.1, 600),
 }
-_AUDIT: Final = {"to": values.one_of("auto", "journal", "file"), "file": values.absolute_path}
+_AUDIT: Final = {
+    "to": values.one_of("auto", "journal", "file"),
+    "file": values.absolute_path,
+    "refusals": values.quantity("a rate", units.rate, units.RATE_FORM, 1, 1e9),
+}
 
 _SETTINGS: Final[Reader] = values.structure(
     Settings,

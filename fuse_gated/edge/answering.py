@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from fuse_gated.edge.files import LATER, Export
+from fuse_gated.edge.files import ELSEWHERE, LATER, Export
 from fuse_gated.edge.loop import Loop, Timer
 from fuse_gated.edge.pool import Job, Pool
 from fuse_gated.errors import ProtocolError, errno_name
@@ -32,23 +32,32 @@ _RELEASES: Final = (wire.Release, wire.Releasedir)
 class _Request:
     """One that could not be answered at once."""
 
-    __slots__ = ("arguments", "deadline", "delay", "id", "job", "timer", "weight")
+    __slots__ = ("arguments", "deadline", "delay", "id", "job", "pool", "timer", "weight")
 
     def __init__(self, number: int, arguments: wire.Arguments, weight: int) -> None:
         self.id = number
         self.arguments = arguments
         self.weight = weight
         self.job: Job | None = None
+        self.pool: Pool | None = None
         self.timer: Timer | None = None
         self.delay = _FIRST_TRY
         self.deadline = 0.0
 
 
 class Answering:
-    """`send` takes the messages that go out, `queued` tells how many bytes of them have not left yet."""
+    """`send` takes the messages that go out, `queued` tells how many bytes of them have not left yet. `elsewhere` are threads
+    for what concerns other filesystems than the root's (default: the same ones), so that one that hangs holds up no other
+    slow work."""
 
     def __init__(
-        self, loop: Loop, export: Export, pool: Pool, send: Callable[[bytearray], None], queued: Callable[[], int]
+        self,
+        loop: Loop,
+        export: Export,
+        pool: Pool,
+        send: Callable[[bytearray], None],
+        queued: Callable[[], int],
+        elsewhere: Pool | None = None,
     ) -> None:
         self.operations = 0
         self.bytes_read = 0
@@ -56,6 +65,7 @@ class Answering:
         self._loop = loop
         self._export = export
         self._pool = pool
+        self._elsewhere = elsewhere or pool
         self._send = send
         self._queued = queued
         self._max_in_flight = 0
@@ -120,9 +130,11 @@ class Answering:
         if request.timer is not None:
             request.timer.cancel()
             self._finish(request, "EINTR", None)
-        elif request.job is not None and self._pool.cancel(request.job):
+        elif _withdrawn(request):
             self._finish(request, "EINTR", None)
             self._no_longer_busy(request)
+        else:
+            request.deadline = self._loop.now  # A lock that a thread is trying for is not tried for again.
 
     def stop(self) -> None:
         """Answer nothing any more. What runs on threads goes on to its end."""
@@ -130,8 +142,7 @@ class Answering:
         for request in self._requests.values():
             if request.timer is not None:
                 request.timer.cancel()
-            if request.job is not None:
-                self._pool.cancel(request.job)
+            _withdrawn(request)
         self._requests.clear()
         self._unread.clear()
         self._parked.clear()
@@ -150,33 +161,37 @@ class Answering:
         try:
             result = self._export.attempt(arguments)
         except OSError as error:
-            if error.errno == errno.EAGAIN and isinstance(arguments, wire.Setlk) and arguments.wait > 0:
-                self._wait_for_lock(self._keep(_Request(number, arguments, weight)), arguments.wait)
+            if _is_held_by_another(error, arguments):
+                self._wait_for_lock(self._keep(_Request(number, arguments, weight)))
             else:
                 self._answer(number, errno_name(error.errno or errno.EIO), None, weight)
             return
-        if result is LATER:
-            self._hand_over(self._keep(_Request(number, arguments, weight)))
+        if result is LATER or result is ELSEWHERE:
+            self._hand_over(self._keep(_Request(number, arguments, weight)), self._pool if result is LATER else self._elsewhere)
         else:
             self._count(arguments, result)
             self._answer(number, None, result, weight)
 
-    def _hand_over(self, request: _Request) -> None:
+    def _hand_over(self, request: _Request, pool: Pool) -> None:
         arguments = request.arguments
         for handle in _handles(arguments):
             self._busy[handle] = self._busy.get(handle, 0) + 1
         if isinstance(arguments, _RELEASES):
             self._releasing.add(arguments.handle)
-        request.job = self._pool.submit(
+        request.pool = pool
+        request.job = pool.submit(
             lambda: self._export.perform(arguments), lambda result, error: self._performed(request, result, error)
         )
 
     def _performed(self, request: _Request, result: Any, error: Exception | None) -> None:
         if self._stopped:
             return
+        request.job = None
         if error is None:
             self._count(request.arguments, result)
             self._finish(request, None, result)
+        elif _is_held_by_another(error, request.arguments) and (not request.deadline or self._loop.now < request.deadline):
+            self._wait_for_lock(request)
         elif isinstance(error, OSError):
             self._finish(request, errno_name(error.errno or errno.EIO), None)
         else:
@@ -194,19 +209,29 @@ class Answering:
                     del self._requests[release.id]
                     self._begin(release.id, release.arguments, release.weight)
 
-    def _wait_for_lock(self, request: _Request, milliseconds: int) -> None:
-        request.deadline = self._loop.now + min(milliseconds / 1000, _LONGEST_WAIT)
+    def _wait_for_lock(self, request: _Request) -> None:
+        assert isinstance(request.arguments, wire.Setlk)
+        if not request.deadline:
+            request.deadline = self._loop.now + min(request.arguments.wait / 1000, _LONGEST_WAIT)
+        else:
+            request.delay = min(request.delay * 2, _SLOWEST_TRY)
         request.timer = self._loop.after(request.delay, lambda: self._try_lock(request))
 
     def _try_lock(self, request: _Request) -> None:
+        request.timer = None
+        if not self._releasing.isdisjoint(_handles(request.arguments)):
+            self._finish(request, "EBADF", None)
+            return
         try:
-            self._export.attempt(request.arguments)
+            result = self._export.attempt(request.arguments)
         except OSError as error:
             if error.errno == errno.EAGAIN and self._loop.now < request.deadline:
-                request.delay = min(request.delay * 2, _SLOWEST_TRY)
-                request.timer = self._loop.after(request.delay, lambda: self._try_lock(request))
+                self._wait_for_lock(request)
             else:
                 self._finish(request, errno_name(error.errno or errno.EIO), None)
+            return
+        if result is LATER or result is ELSEWHERE:
+            self._hand_over(request, self._pool if result is LATER else self._elsewhere)
             return
         self.operations += 1
         self._finish(request, None, None)
@@ -253,6 +278,17 @@ class Answering:
         for message in self._batch.take():
             if not self._stopped:
                 self._send(message)
+
+
+def _withdrawn(request: _Request) -> bool:
+    """Whether it waited for a thread, and waits no more."""
+    return request.job is not None and request.pool is not None and request.pool.cancel(request.job)
+
+
+def _is_held_by_another(error: Exception, arguments: wire.Arguments) -> bool:
+    """Whether this is a lock that is worth waiting for."""
+    is_held = isinstance(error, OSError) and error.errno == errno.EAGAIN
+    return is_held and isinstance(arguments, wire.Setlk) and arguments.wait > 0
 
 
 def _weight(arguments: wire.Arguments) -> int:

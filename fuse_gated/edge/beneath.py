@@ -5,10 +5,16 @@ moment. So no path is ever judged as a string: the kernel resolves it beneath th
 link (openat2(2): RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS), or, where it has no openat2, we open one
 component after the other with O_NOFOLLOW. What comes back is an O_PATH descriptor, which opens nothing: the caller then
 works on one name in it with the *at calls, or reaches the object through /proc/self/fd. None is kept across requests.
+
+What is mounted somewhere beneath the root may belong to a server that answers nothing, and whoever asks it waits. So a
+thread that must not wait says so with `within_mount`: it then meets BeyondMount where anything else than the root's own mount
+would be asked.
 """
 
+import contextlib
 import errno
 import os
+import threading
 from types import TracebackType
 from typing import Final
 
@@ -21,6 +27,22 @@ PATH_LIMIT: Final = 2**20
 _PATH_MAX: Final = 4096  # With the NUL at its end (limits.h).
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class BeyondMount(Exception):
+    """What was to be resolved lies on another mount than the root. Nothing was done."""
+
+
+class WithinMount(threading.local):
+    """For the length of a with block this thread must not wait (`Beneath`)."""
+
+    on = False
+
+    def __enter__(self) -> None:
+        self.on = True
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.on = False
 
 
 class Parent:
@@ -67,6 +89,9 @@ class Beneath:
     def __init__(self, root: bytes, *, openat2: bool = True) -> None:
         self.root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.uses_openat2 = openat2 and _has_openat2(self.root)
+        self.within_mount = WithinMount()
+        """For the length of a with block, `parent` and `node` raise BeyondMount in this thread for whatever is a mount point,
+        or lies beneath one; without openat2, which alone can tell, for everything but the root."""
 
     def parent(self, path: bytes) -> Parent:
         """The directory that `path` lies in, and its last name.
@@ -78,9 +103,8 @@ class Beneath:
         directory, _, name = path.rpartition(b"/")
         if not name:
             raise OSError(errno.EINVAL, "the root has no parent here")
-        if not directory:
-            return Parent(self.root, name, owned=False)
-        return Parent(self._directory(directory), name, owned=True)
+        parent = Parent(self._directory(directory), name, owned=True) if directory else Parent(self.root, name, owned=False)
+        return self._checked(parent) if self.within_mount.on else parent
 
     def node(self, path: bytes) -> Node:
         """The object that `path` names: a symbolic link is the link itself. Raises OSError as `parent`; never EINVAL for
@@ -89,7 +113,7 @@ class Beneath:
             return Node(self.root, owned=False)
         if self.uses_openat2 and len(path) < _PATH_MAX:
             _check(path)
-            return Node(_openat2(self.root, path, must_be_directory=False), owned=True)
+            return Node(self._openat2(path, must_be_directory=False), owned=True)
         with self.parent(path) as (directory, name):
             return Node(os.open(name, _NODE, dir_fd=directory), owned=True)
 
@@ -100,7 +124,9 @@ class Beneath:
         if not self.uses_openat2:
             return self._walk(path)
         if len(path) < _PATH_MAX:
-            return _openat2(self.root, path, must_be_directory=True)
+            return self._openat2(path, must_be_directory=True)
+        if self.within_mount.on:
+            raise BeyondMount
         fd = self.root
         try:
             for chunk in _chunks(path):
@@ -114,7 +140,32 @@ class Beneath:
             raise
         return fd
 
+    def _openat2(self, path: bytes, *, must_be_directory: bool) -> int:
+        within = self.within_mount.on
+        try:
+            return _openat2(self.root, path, must_be_directory=must_be_directory, same_mount=within)
+        except OSError as error:
+            if within and error.errno == errno.EXDEV:
+                raise BeyondMount from None
+            raise
+
+    def _checked(self, parent: Parent) -> Parent:
+        """The calls on a name in a directory go through what is mounted there. Raises BeyondMount, and gives the parent up."""
+        with contextlib.ExitStack() as undo:
+            directory, name = undo.enter_context(parent)
+            if not self.uses_openat2:
+                raise BeyondMount
+            try:
+                os.close(syscalls.openat2(directory, name, must_be_directory=False, same_mount=True))
+            except OSError as error:
+                if error.errno == errno.EXDEV:
+                    raise BeyondMount from None
+            undo.pop_all()
+        return parent
+
     def _walk(self, path: bytes) -> int:
+        if self.within_mount.on:
+            raise BeyondMount
         fd = self.root
         try:
             for name in path.split(b"/"):
@@ -149,9 +200,9 @@ def _chunks(path: bytes) -> list[bytes]:
     return chunks
 
 
-def _openat2(directory: int, path: bytes, *, must_be_directory: bool) -> int:
+def _openat2(directory: int, path: bytes, *, must_be_directory: bool, same_mount: bool = False) -> int:
     try:
-        return syscalls.openat2(directory, path, must_be_directory=must_be_directory)
+        return syscalls.openat2(directory, path, must_be_directory=must_be_directory, same_mount=same_mount)
     except OSError as error:
         if error.errno == errno.ELOOP:
             # What open(2) says with O_DIRECTORY|O_NOFOLLOW, so that both ways of resolving answer alike.

@@ -143,7 +143,7 @@ class Contents:
 
     def flush(self, arguments: wire.Flush) -> None:
         file = self._handles.file(arguments.handle)
-        self._locks.release_owner(file, arguments.owner)
+        self._locks.of(file).release_owner(file, arguments.owner)
         if file.written:
             file.written = False
             # Closing a duplicate tells what close(2) has to tell: write errors, on NFS also ENOSPC and EDQUOT.
@@ -156,7 +156,7 @@ class Contents:
     def release(self, arguments: wire.Release) -> None:
         """Must not be called while another operation on the handle runs: its descriptor's number is free afterwards."""
         file = self._handles.remove_file(arguments.handle)
-        self._locks.closed(file, still_open=self._handles.is_open)
+        self._locks.of(file).closed(file, still_open=self._handles.is_open)
         os.close(file.fd)
 
     def fsync(self, arguments: wire.Fsync) -> None:
@@ -172,7 +172,13 @@ class Contents:
                 fd = os.open(name, flags, dir_fd=directory)
         else:
             fd = os.open(b".", flags, dir_fd=self._beneath.root)
-        return wire.OpenedFile(self._handles.add(OpenDirectory(fd)), attributes(os.fstat(fd)))
+        try:
+            status = os.fstat(fd)
+            local = self._filesystems.is_local(fd, status.st_dev)
+        except OSError:
+            os.close(fd)
+            raise
+        return wire.OpenedFile(self._handles.add(OpenDirectory(fd, local=local)), attributes(status))
 
     def readdir(self, arguments: wire.Readdir) -> wire.Listed:
         directory = self._handles.directory(arguments.handle)
@@ -182,7 +188,8 @@ class Contents:
             if self._kept_entries > MOST_ENTRIES:
                 raise OSError(errno.ENOMEM, "too many entries of open directories are kept")
         try:
-            return listing.read(directory, arguments.cookie, arguments.count, arguments.attributes)
+            covered = self._filesystems.mounted_in(directory.fd)
+            return listing.read(directory, arguments.cookie, arguments.count, arguments.attributes, covered)
         finally:
             if arguments.cookie == 0:
                 self._keep(len(directory.entries))

@@ -4,6 +4,7 @@ Who can write these files decides who reads other people's mounts, so a file tha
 A symbolic link is followed (configuration management makes them): the file that it leads to is held to the same rule.
 """
 
+import contextlib
 import grp
 import os
 import pwd
@@ -46,8 +47,9 @@ def read_policy(etc: Path) -> tuple[Tenant, ...]:
         names = [POLICY_FILE, *(f"{POLICY_DIRECTORY}/{name}" for name in parts)]
         files = [(name, text) for name in names if (text := reading.text(name)) is not None]
     if not files:
+        shown = _shown(etc)
         raise ConfigurationError(
-            f"there is no policy: neither {etc / POLICY_FILE} nor a .yaml file in {etc / POLICY_DIRECTORY}",
+            f"there is no policy: neither {shown / POLICY_FILE} nor a .yaml file in {shown / POLICY_DIRECTORY}",
             "write one; 'fuse-gatectl token new TENANT' makes the first token for it",
         )
     return parse_policy(files)
@@ -102,6 +104,7 @@ class _Reading:
 
     def __init__(self, etc: Path) -> None:
         self._etc = etc
+        self._shown = _shown(etc)
         self._faults: list[str] = []
         self._top: int | None = None
 
@@ -142,7 +145,8 @@ class _Reading:
         except FileNotFoundError:
             return None
         except PermissionError:
-            self._fault(name, "may not be read by us", "run as root, or let the group that we are in read it")
+            more = "rx" if flags & os.O_DIRECTORY else "r"
+            self._fault(name, f"may not be read by {_ourselves()}", f"chmod o+{more} {self._shown / name}")
             return None
         except OSError as error:
             self._fault(name, f"cannot be opened: {error.strerror}", "look at what stands there")
@@ -157,11 +161,27 @@ class _Reading:
         if not flags & os.O_DIRECTORY and not stat.S_ISREG(status.st_mode):
             self._fault(name, "is not a file", "look at what stands there")
         if status.st_uid not in (0, os.geteuid()):
-            self._fault(name, f"belongs to uid {status.st_uid}, neither to root nor to us", f"chown root {self._etc / name}")
+            self._fault(name, f"belongs to uid {status.st_uid}, neither to root nor to us", f"chown root {self._shown / name}")
         if status.st_mode & 0o022:
             mode = stat.S_IMODE(status.st_mode)
-            self._fault(name, f"can be written by others (mode {mode:04o})", f"chmod go-w {self._etc / name}")
+            self._fault(name, f"can be written by others (mode {mode:04o})", f"chmod go-w {self._shown / name}")
         return len(self._faults) == faults
 
     def _fault(self, name: str, message: str, hint: str) -> None:
-        self._faults.append(f"{self._etc / name}: {message} ({hint})")
+        self._faults.append(f"{self._shown / name}: {message} ({hint})")
+
+
+def _shown(etc: Path) -> Path:
+    """The directory's path for people: one that was given to us open is /proc/self/fd/3 to us alone."""
+    if etc.parent == Path("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            return Path(os.readlink(etc))
+    return etc
+
+
+def _ourselves() -> str:
+    user = os.geteuid()
+    try:
+        return f"user {pwd.getpwuid(user).pw_name}"
+    except KeyError:
+        return f"uid {user}"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from fuse_gated.edge.beneath import Beneath
+from fuse_gated.edge.beneath import Beneath, BeyondMount
 from fuse_gated.edge.contents import Contents
 from fuse_gated.edge.filesystems import Filesystems
 from fuse_gated.edge.handles import Handles
@@ -24,18 +24,24 @@ from fuse_gated.wire import messages as wire
 
 
 class Later(enum.Enum):
-    """What `Export.attempt` answers for an operation that would wait."""
+    """What `Export.attempt` answers for an operation that would wait: LATER, or ELSEWHERE if it concerns another filesystem
+    than the root's, which may be that of a server that answers nothing."""
 
     LATER = enum.auto()
+    ELSEWHERE = enum.auto()
 
 
 LATER: Final = Later.LATER
+ELSEWHERE: Final = Later.ELSEWHERE
 
 _SLOW: Final = frozenset({wire.Fsync, wire.Fsyncdir, wire.Fallocate, wire.CopyFileRange, wire.Statfs})
 """What always may wait for a disk."""
 
-_ALWAYS_QUICK: Final = frozenset({wire.Setlk, wire.Getlk})
-"""What never waits, on no filesystem: locks are tried, not waited for."""
+_HANDLES: Final = {
+    kind: tuple(name for name in ("handle", "to_handle", "target") if name in kind.__struct_fields__)
+    for kind in wire.OPERATION_OF
+}
+"""The fields that may hold a handle."""
 
 
 class Export:
@@ -70,7 +76,7 @@ class Export:
             raise OperatorError(f"cannot open {os.fsdecode(self.root)}: {error.strerror}", hint) from None
         self._handles = Handles(max_handles)
         self._locks = Locks(self._handles.limit)
-        filesystems = Filesystems()
+        self._filesystems = filesystems = Filesystems()
         names = Names(self._beneath, self._handles, self._precautions)
         contents = Contents(self._beneath, self._handles, self._locks, names, self._precautions, filesystems)
         self.local = filesystems.is_local(self._beneath.root, os.fstat(self._beneath.root).st_dev)
@@ -103,11 +109,29 @@ class Export:
         return _guarded(self._perform[type(arguments)], arguments)
 
     def attempt(self, arguments: wire.Arguments) -> Any:
-        """Carry out one operation if that is a matter of microseconds; else LATER, and nothing was done: `perform` it on
-        another thread. The result is as `perform`'s, but of a read it is a memoryview that the next call overwrites."""
+        """Carry out one operation if that is a matter of microseconds; else LATER or ELSEWHERE, and nothing was done: `perform`
+        it on another thread. The result is as `perform`'s, but of a read it is a memoryview that the next call overwrites.
+
+        Whatever is not certain to be on the root's own local filesystem, or open on a local one, is not even looked at."""
         kind = type(arguments)
-        if kind in _SLOW or not (self.local or kind in _ALWAYS_QUICK):
+        by_handle = False
+        for name in _HANDLES[kind]:
+            handle = getattr(arguments, name)
+            if type(handle) is int:
+                by_handle = True
+                if not self._handles.is_local(handle):
+                    return ELSEWHERE if self.local else LATER
+        if kind in _SLOW or not (self.local or by_handle):
             return LATER
+        if by_handle and kind is not wire.Link:
+            return self._quickly(kind, arguments)
+        try:
+            with self._beneath.within_mount:
+                return self._quickly(kind, arguments)
+        except BeyondMount:
+            return ELSEWHERE if self.local else LATER
+
+    def _quickly(self, kind: type[wire.Arguments], arguments: wire.Arguments) -> Any:
         attempt = self._attempt.get(kind)
         if attempt is not None:
             result = _guarded(attempt, arguments)
@@ -121,18 +145,19 @@ class Export:
         """Give up locks, handles and the root. No operation may be running."""
         self._locks.close()
         self._handles.close()
+        self._filesystems.close()
         self._beneath.close()
 
     def _getlk(self, arguments: wire.Getlk) -> wire.LockState:
         file = self._handles.file(arguments.handle)
-        return self._locks.test(file, arguments.owner, arguments.start, arguments.end, arguments.type)
+        return self._locks.of(file).test(file, arguments.owner, arguments.start, arguments.end, arguments.type)
 
     def _setlk(self, arguments: wire.Setlk) -> None:
         file = self._handles.file(arguments.handle)
         if arguments.flock:
-            self._locks.flock(file, arguments.type)
+            self._locks.of(file).flock(file, arguments.type)
         else:
-            self._locks.set(file, arguments.owner, arguments.start, arguments.end, arguments.type)
+            self._locks.of(file).set(file, arguments.owner, arguments.start, arguments.end, arguments.type)
 
 
 def _table(

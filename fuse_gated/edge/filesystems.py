@@ -1,5 +1,11 @@
-"""Which filesystems answer from this machine, and which may wait for a network."""
+"""Which filesystems answer from this machine, which may wait for a network, and where others are mounted."""
 
+import errno
+import os
+import re
+import select
+import threading
+from collections.abc import Container
 from typing import Final
 
 from fuse_gated.edge.syscalls import filesystem_type
@@ -21,17 +27,74 @@ _LOCAL: Final = frozenset(
 remote, which costs speed alone."""
 
 
+_MOST_DEVICES: Final = 4096
+"""That are remembered: each subvolume and snapshot of btrfs has a number of its own."""
+
+
+class _Everything(Container[bytes]):
+    def __contains__(self, _name: object) -> bool:
+        return True
+
+
 class Filesystems:
-    """Remembers the answer for each device."""
+    """Remembers the answer for each device. It may be used by several threads."""
 
     def __init__(self) -> None:
         self._known: dict[int, bool] = {}
+        self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._change = select.poll()
+        self._change.register(self._mounts, select.POLLPRI)
+        self._points: dict[bytes, set[bytes]] | None = None
+        self._mutex = threading.Lock()
 
     def is_local(self, fd: int, device: int) -> bool:
         """`device`: st_dev of the file that `fd` stands for. Raises OSError as statfs(2)."""
-        local = self._known.get(device)
+        with self._mutex:
+            self._look_for_changes()
+            local = self._known.get(device)
         if local is None:
-            if len(self._known) > 4096:
-                self._known.clear()  # Mounts come and go; their device numbers are used again.
-            local = self._known[device] = filesystem_type(fd) in _LOCAL
+            # Not under the mutex: a server that answers nothing can be waited for here.
+            local = filesystem_type(fd) in _LOCAL
+            with self._mutex:
+                if len(self._known) > _MOST_DEVICES:
+                    self._known.clear()
+                self._known[device] = local
         return local
+
+    def mounted_in(self, fd: int) -> Container[bytes]:
+        """The names in the directory `fd` on which something is mounted (proc(5), mountinfo). Asks no filesystem anything."""
+        try:
+            directory = os.readlink(b"/proc/self/fd/%d" % fd)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return _Everything()
+        with self._mutex:
+            self._look_for_changes()
+            if self._points is None:
+                self._points = _mount_points(self._mounts)
+            return self._points.get(directory, _NONE)
+
+    def close(self) -> None:
+        os.close(self._mounts)
+
+    def _look_for_changes(self) -> None:
+        # Polled, mountinfo tells of a change once. A device's number is used again when it was unmounted.
+        if self._change.poll(0):
+            self._points = None
+            self._known.clear()
+
+
+_NONE: Final[frozenset[bytes]] = frozenset()
+
+
+def _mount_points(mountinfo: int) -> dict[bytes, set[bytes]]:
+    """By their directories' paths."""
+    os.lseek(mountinfo, 0, os.SEEK_SET)
+    points: dict[bytes, set[bytes]] = {}
+    with open(mountinfo, "rb", closefd=False) as lines:
+        for line in lines:
+            path = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), line.split(b" ")[4])
+            directory, _, name = path.rpartition(b"/")
+            points.setdefault(directory or b"/", set()).add(name)
+    return points

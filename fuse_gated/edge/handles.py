@@ -31,12 +31,13 @@ class OpenFile:
 
 
 class OpenDirectory:
-    """One open directory. `entries` are what its last reading from the start found."""
+    """One open directory. `entries` are what its last reading from the start found. `local` is as a file's."""
 
-    __slots__ = ("entries", "fd")
+    __slots__ = ("entries", "fd", "local")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, local: bool = True) -> None:
         self.fd = fd
+        self.local = local
         self.entries: list[ListedEntry] = []
 
 
@@ -83,6 +84,12 @@ class Handles:
     def either(self, number: int) -> OpenFile | OpenDirectory:
         """Raises OSError EBADF for an unknown handle."""
         return self._files.get(number) or self.directory(number)
+
+    def is_local(self, number: int) -> bool:
+        """Whether what is open does not wait for a network, or for another process. There is nothing to wait for where nothing
+        is open."""
+        handle = self._files.get(number) or self._directories.get(number)
+        return handle is None or handle.local
 
     def remove_file(self, number: int) -> OpenFile:
         """Forget it; its descriptor is the caller's to close. Raises OSError EBADF for what is no open file."""

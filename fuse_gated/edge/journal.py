@@ -25,7 +25,10 @@ from fuse_gated.gate.audit import SEALED, Fields
 
 SOCKET: Final = "/run/systemd/journal/socket"
 FILE: Final = "audit.jsonl"
-"""The file's name in the runtime directory, where the settings name none."""
+"""The file's name where the settings name none: in the runtime directory, but for the system's own in LOG_DIRECTORY."""
+LOG_DIRECTORY: Final = "/var/log/fuse-gated"
+RUNTIME: Final = "/run/fuse-gated"
+"""The system's own runtime directory. It is a filesystem in memory, which is small, and empty after a boot."""
 
 LINE_START: Final = b'{"__REALTIME_TIMESTAMP":"'
 """How every line of the file begins; it occurs nowhere else in a line, because within a string its quotes are escaped."""
@@ -132,6 +135,9 @@ class JournalSocket(Journal):
 class JournalFile(Journal):
     """A file of JSON lines, one a record, to which many processes append. Taken means that write(2) took the whole record.
 
+    One that takes no more is `broken` as well, though there may be room again: somebody may have put another in its place, and
+    somebody must be told.
+
     A line of which only a part could be written (a full disk) counts as not written. It is ended as soon as that can be done,
     and readers skip it: taking it back would take back what another process wrote after it. What another process appends
     before it is ended is not lost either: readers know where a line begins."""
@@ -171,12 +177,15 @@ class JournalFile(Journal):
             self._torn = written != len(line)
             if written >= len(line) - 1:
                 # If anything, the newline is missing: all of the record is there, and written again it would be there twice.
+                self.broken = False
                 self.trouble = ""
                 return True
+            self.broken = True
             self.trouble = "only a part of the line could be written"
             os.write(self._descriptor, b"\n")
             self._torn = False
         except OSError as error:
+            self.broken = True
             return self._refused(error)
         return False
 
@@ -186,7 +195,6 @@ class JournalFile(Journal):
     def reconnect(self, descriptor: int) -> None:
         self.close()
         self._descriptor = descriptor
-        self._torn = False
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -207,7 +215,7 @@ def open_journal(audit: Audit, runtime: str, *, socket_path: str = SOCKET) -> Jo
                     f"the audit is to go to the journal, but {socket_path} does not answer: {error.strerror}",
                     "start systemd-journald, or write audit: {to: file} into fuse-gated.yaml",
                 ) from error
-    path = audit.file or os.path.join(runtime, FILE)
+    path = audit_file(audit, runtime)
     try:
         return JournalFile.open(path)
     except OSError as error:
@@ -215,6 +223,11 @@ def open_journal(audit: Audit, runtime: str, *, socket_path: str = SOCKET) -> Jo
             f"the audit file {path} cannot be opened: {error.strerror}",
             "make its directory writable for fuse-gated, or name another with audit: {file: …} in fuse-gated.yaml",
         ) from error
+
+
+def audit_file(audit: Audit, runtime: str) -> str:
+    """The path of the file that records go to, where they go to one. `runtime` is the runtime directory."""
+    return audit.file or os.path.join(LOG_DIRECTORY if os.path.abspath(runtime) == RUNTIME else runtime, FILE)
 
 
 def native(fields: Fields) -> bytes:

@@ -49,6 +49,10 @@ class Remount(Request, frozen=True, kw_only=True, tag="remount"):
     noexec: bool
 
 
+class Sync(Request, frozen=True, kw_only=True, tag="sync"):
+    """Done, once everything that was asked before is answered. Of no tenant."""
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The base of all answers."""
 
@@ -69,8 +73,12 @@ class Refused(Answer, frozen=True, kw_only=True, tag="refused"):
     reason: str
 
 
-FromDaemon = Mount | Unmount | Access | Remount
-FromKeeper = Mounted | Done | Refused
+class Resumed(Answer, frozen=True, kw_only=True, tag="resumed"):
+    """No answer: the keeper was started anew. What it had read and not answered, one request at most, is lost."""
+
+
+FromDaemon = Mount | Unmount | Access | Remount | Sync
+FromKeeper = Mounted | Done | Refused | Resumed
 REQUESTS: "Final[msgspec.msgpack.Decoder[FromDaemon]]" = msgspec.msgpack.Decoder(FromDaemon)
 """What the mount keeper's end of the channel receives."""
 ANSWERS: "Final[msgspec.msgpack.Decoder[FromKeeper]]" = msgspec.msgpack.Decoder(FromKeeper)

@@ -2,11 +2,14 @@
 
 A cookie is a position in what was read, so that a listing in many pieces shows each name once even while names come and
 go: telldir(3) offsets of the filesystem would not fit, as some are only unique with their names' hashes.
+
+What is mounted on a name is left alone: its server may answer nothing, and a listing is not to wait for that.
 """
 
 import errno
 import os
 import stat
+from collections.abc import Container
 from typing import Final
 
 from fuse_gated.edge.attributes import attributes
@@ -25,15 +28,18 @@ _ENTRY_SIZE: Final = 20
 _ATTRIBUTES_SIZE: Final = 80
 
 
-def read(directory: OpenDirectory, cookie: int, count: int, with_attributes: bool) -> Listed:
-    """The entries from `cookie` on; cookie 0 reads the directory anew. A cookie past the end gives none.
+def read(
+    directory: OpenDirectory, cookie: int, count: int, with_attributes: bool, mounted: Container[bytes] = frozenset()
+) -> Listed:
+    """The entries from `cookie` on; cookie 0 reads the directory anew. A cookie past the end gives none. What is `mounted` here
+    is told without its type and attributes.
 
     Raises OSError: EINVAL for a negative cookie or a count below 1, and what getdents(2) says.
     """
     if cookie < 0 or count < 1:
         raise OSError(errno.EINVAL, f"cookie {cookie}, count {count}")
     if cookie == 0:
-        directory.entries = _scan(directory.fd)
+        directory.entries = _scan(directory.fd, mounted)
     entries = directory.entries
     told: list[ListedEntry] = []
     size = 0
@@ -41,7 +47,7 @@ def read(directory: OpenDirectory, cookie: int, count: int, with_attributes: boo
         size += len(entry.name) + _ENTRY_SIZE + (_ATTRIBUTES_SIZE if with_attributes else 0)
         if size > ANSWER_LIMIT and told:
             break
-        told.append(_with_attributes(directory.fd, entry) if with_attributes else entry)
+        told.append(_with_attributes(directory.fd, entry) if with_attributes and entry.name not in mounted else entry)
     return Listed(tuple(told), cookie + len(told) >= len(entries))
 
 
@@ -52,13 +58,18 @@ def is_quick(directory: OpenDirectory, cookie: int, count: int, with_attributes:
     return not with_attributes or min(count, len(directory.entries) - cookie) <= QUICK_COUNT
 
 
-def _scan(fd: int) -> list[ListedEntry]:
+def _scan(fd: int, mounted: Container[bytes]) -> list[ListedEntry]:
     with os.scandir(fd) as entries:
-        return [ListedEntry(os.fsencode(entry.name), entry.inode(), _type(entry)) for entry in entries]
+        return [_entry(entry, os.fsencode(entry.name), mounted) for entry in entries]
+
+
+def _entry(entry: "os.DirEntry[str]", name: bytes, mounted: Container[bytes]) -> ListedEntry:
+    return ListedEntry(name, entry.inode(), 0 if name in mounted else _type(entry))
 
 
 def _type(entry: "os.DirEntry[str]") -> int:
-    """The file type's bits of a mode. Answered from the directory where the filesystem keeps types in it (d_type)."""
+    """The file type's bits of a mode. Answered from the directory where the filesystem keeps types in it (d_type), else by
+    stat(2)."""
     if entry.is_file(follow_symlinks=False):
         return stat.S_IFREG
     if entry.is_dir(follow_symlinks=False):

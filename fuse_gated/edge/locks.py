@@ -41,7 +41,24 @@ class _Description:
 
 
 class Locks:
-    """The locks of all owners. It may be used by several threads. At most `limit` (file, owner) pairs hold locks."""
+    """The locks of all owners. It may be used by several threads. At most `limit` (file, owner) pairs hold locks on local
+    files, and as many on others: they are kept apart, because a server that answers nothing holds up whoever comes next."""
+
+    def __init__(self, limit: int) -> None:
+        self._local, self._elsewhere = HeldLocks(limit), HeldLocks(limit)
+
+    def of(self, file: OpenFile) -> "HeldLocks":
+        """Those of files such as this one."""
+        return self._local if file.local else self._elsewhere
+
+    def close(self) -> None:
+        """Give up everything."""
+        self._local.close()
+        self._elsewhere.close()
+
+
+class HeldLocks:
+    """Locks, one thread at a time."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -126,7 +126,8 @@ def open_runtime(runtime: str, *, owner: int = 0, mode: int = MODE_OPEN, keep_mo
         _check_ancestors(Path(parent), owner)
         directory = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise OperatorError(f"cannot make the runtime directory {runtime}: {parent}: {error.strerror}", _ELSEWHERE) from None
+        hint = f"make {parent}, or choose another with --runtime"
+        raise OperatorError(f"cannot make the runtime directory {runtime}: {parent}: {error.strerror}", hint) from None
     try:
         return open_own_directory(directory, name, shown=runtime, owner=owner, mode=mode, keep_mode=keep_mode)
     finally:
@@ -142,7 +143,8 @@ def _check_ancestors(parent: Path, owner: int) -> None:
         # The group's bits are the mask of an ACL too, so they count whatever the group is.
         others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX
         if others or status.st_uid not in (0, owner):
-            raise OperatorError(f"runtime directory not ours: others can replace what is in {ancestor}", _ELSEWHERE)
+            hint = f"chmod go-w {ancestor}, or choose another with --runtime" if others else _ELSEWHERE
+            raise OperatorError(f"runtime directory not ours: others can replace what is in {ancestor}", hint)
 
 
 def mount_fuse(

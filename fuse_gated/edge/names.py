@@ -37,12 +37,8 @@ class Names:
         return Node(self._handles.either(target).fd, owned=False)
 
     def getattr(self, arguments: wire.Getattr) -> Attributes:
-        target = arguments.target
-        if not isinstance(target, bytes) or not target:
-            with self.node(target) as fd:
-                return attributes(os.fstat(fd))
-        with self._beneath.parent(target) as (directory, name):
-            return attributes(os.stat(name, dir_fd=directory, follow_symlinks=False))
+        with self.node(arguments.target) as fd:
+            return attributes(os.fstat(fd))
 
     def setattr(self, arguments: wire.Setattr) -> Attributes:
         """In an order in which nothing undoes what came before: the size changes times, a new owner clears setuid."""

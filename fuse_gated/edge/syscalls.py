@@ -20,6 +20,7 @@ UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 
 _SYS_OPENAT2: Final = 437  # The same on every architecture but alpha (asm-generic/unistd.h).
+_RESOLVE_NO_XDEV: Final = 0x01
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_NO_SYMLINKS: Final = 0x04
 _RESOLVE_BENEATH: Final = 0x08
@@ -44,14 +45,22 @@ _HOW_SIZE: Final = ctypes.sizeof(_OpenHow)
 # Kept alive and never written to again, so that a call costs no allocation.
 _DIRECTORY = _OpenHow(os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE)
 _NODE = _OpenHow(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE)
-_directory_how = ctypes.byref(_DIRECTORY)
-_node_how = ctypes.byref(_NODE)
+_DIRECTORY_HERE = _OpenHow(_DIRECTORY.flags, 0, _RESOLVE | _RESOLVE_NO_XDEV)
+_NODE_HERE = _OpenHow(_NODE.flags, 0, _RESOLVE | _RESOLVE_NO_XDEV)
+_hows = {
+    # (must_be_directory, same_mount)
+    (True, False): ctypes.byref(_DIRECTORY),
+    (False, False): ctypes.byref(_NODE),
+    (True, True): ctypes.byref(_DIRECTORY_HERE),
+    (False, True): ctypes.byref(_NODE_HERE),
+}
 
 
-def openat2(directory: int, path: bytes, *, must_be_directory: bool) -> int:
+def openat2(directory: int, path: bytes, *, must_be_directory: bool, same_mount: bool = False) -> int:
     """An O_PATH descriptor of what `path` names beneath `directory`, without following any link (openat2(2)). The last
-    component may itself be a link, and is then what the descriptor stands for, unless `must_be_directory`."""
-    how = _directory_how if must_be_directory else _node_how
+    component may itself be a link, and is then what the descriptor stands for, unless `must_be_directory`. With `same_mount`
+    nothing that is mounted is entered, nor asked anything: EXDEV."""
+    how = _hows[must_be_directory, same_mount]
     while True:
         fd: int = _libc.syscall(_SYS_OPENAT2, directory, path, how, _HOW_SIZE)
         if fd >= 0:

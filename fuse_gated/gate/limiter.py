@@ -27,8 +27,8 @@ class Limiter:
     __slots__ = ("_buckets", "_byte_buckets", "_every", "_every_byte", "_refuses", "unlimited")
 
     def __init__(self, limits: Limits, now: float) -> None:
-        self._buckets: dict[str, _Bucket] = {}
-        self._byte_buckets: dict[str, _Bucket] = {}
+        self._buckets: dict[str, Bucket] = {}
+        self._byte_buckets: dict[str, Bucket] = {}
         self.change(limits, now)
 
     def change(self, limits: Limits, now: float) -> None:
@@ -62,14 +62,17 @@ class Limiter:
         for bucket, amount in self._takes(kind, bytes):
             bucket.credit = min(bucket.room, bucket.credit + amount / bucket.rate)
 
-    def _takes(self, kind: str, bytes: int) -> "list[tuple[_Bucket, int]]":
+    def _takes(self, kind: str, bytes: int) -> "list[tuple[Bucket, int]]":
         own, own_bytes = self._buckets.get(kind), self._byte_buckets.get(kind)
         buckets = ((own, 1), (self._every, 1), (own_bytes, bytes), (self._every_byte, bytes))
         return [(bucket, amount) for bucket, amount in buckets if bucket is not None and amount > 0]
 
 
-class _Bucket:
-    """Credit in seconds of its rate, below zero for a debt: so a change of the rate leaves it as full as it was."""
+class Bucket:
+    """Credit in seconds of its rate, below zero for a debt: so a change of the rate leaves it as full as it was.
+
+    Raises ValueError for a rate that is not above 0.
+    """
 
     __slots__ = ("credit", "rate", "room", "updated")
 
@@ -94,11 +97,19 @@ class _Bucket:
         self.advance(now)
         return min(amount / self.rate, self.room) - self.credit
 
+    def reserve(self, now: float, longest: float) -> float:
+        """Take one, whatever there is: the seconds to wait for it, at most `longest`."""
+        wait = self.wait(now, 1)
+        if wait >= longest:
+            return longest  # It goes together with others, so nobody's debt grows.
+        self.credit -= 1 / self.rate
+        return 0.0 if wait <= _SLACK else wait
 
-def _changed(buckets: dict[str, _Bucket], rates: dict[str, float], now: float) -> dict[str, _Bucket]:
+
+def _changed(buckets: dict[str, Bucket], rates: dict[str, float], now: float) -> dict[str, Bucket]:
     changed = {}
     for name, rate in rates.items():
-        bucket = buckets.get(name) or _Bucket(rate, now)
+        bucket = buckets.get(name) or Bucket(rate, now)
         bucket.advance(now)
         full = bucket.credit / bucket.room
         bucket.set_rate(rate)

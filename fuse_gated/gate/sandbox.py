@@ -204,8 +204,7 @@ def contained_link(target: bytes, link_path: bytes, export_root: bytes, mode: st
         return target
     depth = link_path.count(b"/")
     if not target.startswith(b"/"):
-        names = [name for name in target.split(b"/") if name]
-        ups = next((index for index, name in enumerate(names) if name != b".."), len(names))
+        names, ups = [name for name in target.split(b"/") if name], levels_up(target)
         return target if ups <= depth and b".." not in names[ups:] else None
     if not export_root.startswith(b"/"):
         return None
@@ -218,6 +217,12 @@ def contained_link(target: bytes, link_path: bytes, export_root: bytes, mode: st
         # Only a directory can be meant: without the slash a file would do as well.
         contained += b"/"
     return contained if len(contained) <= LINK_MAX else None
+
+
+def levels_up(target: bytes) -> int:
+    """How many levels above its own directory a relative target leads first: its leading '..'."""
+    names = [name for name in target.split(b"/") if name]
+    return next((index for index, name in enumerate(names) if name != b".."), len(names))
 
 
 def _names(path: bytes) -> list[bytes]:

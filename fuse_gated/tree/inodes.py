@@ -32,7 +32,9 @@ class Node:
     """One name. `lookups` is how often the kernel was told of it; it may be dropped when that is back at zero and no
     child is left. A detached node has lost its name; what is open on it lives on in `handles`."""
 
-    __slots__ = ("_epoch", "_gone", "_path", "children", "handles", "id", "identity", "lookups", "lost", "name", "parent")
+    __slots__ = (
+        "_epoch", "_gone", "_path", "children", "climbs", "handles", "id", "identity", "lookups", "lost", "name", "parent",
+    )  # fmt: skip
 
     def __init__(self, number: int, parent: "Node | None", name: bytes, identity: Identity | None) -> None:
         self.id = number
@@ -46,6 +48,8 @@ class Node:
         self.children: dict[bytes, Node] = {}
         self.handles: list[int] = []
         """Handles that are open on it, as given to the kernel."""
+        self.climbs = 0
+        """Of a directory: how many levels above it a link lead that was shown, of those somewhere beneath it."""
         self._path = b""
         self._gone = ""
         self._epoch = -1
@@ -180,9 +184,16 @@ class Inodes:
             self._nodes[node.id] = self._nodes.pop(node.id)
         return [(parent, node.name) for node, parent in found]
 
+    def climbed(self, directory: Node | None, levels: int) -> None:
+        """A link in `directory` was shown that leads so many levels up from there."""
+        # What is above a directory has been told of all that is beneath it, so it ends where nothing new is said.
+        while directory is not None and directory.climbs < levels:
+            directory.climbs, directory, levels = levels, directory.parent, levels - 1
+
     def _attach(self, node: Node, parent: Node, name: bytes) -> None:
         node.parent, node.name = parent, name
         parent.children[name] = node
+        self.climbed(parent, node.climbs - 1)
 
     def _detach(self, node: Node, how: str) -> None:
         if node.parent is not None and node.parent.children.get(node.name) is node:

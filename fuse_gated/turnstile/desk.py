@@ -58,6 +58,8 @@ class Desk:
             max_in_flight=limits.max_in_flight,
             max_bytes_in_flight=limits.max_bytes_in_flight,
         )
+        self.moves: list[tuple[Call, Node, int]] = []
+        """Directories that are being moved, and how deep they will lie (climbing.py)."""
         self._calls: dict[int, Call] = {}
         self._held: list[tuple[float, int, Call]] = []
         self._pruned_at = 0
@@ -82,9 +84,9 @@ class Desk:
         """Ask the client. `answered(result)` and `failed(errno)` may raise Failure; without `failed`, the client's errno is
         the caller's.
 
-        Raises Failure(EINTR) where the caller was interrupted meanwhile.
+        Raises Failure(EINTR) where the caller was interrupted, and what it still was given is over.
         """
-        if call.interrupted:
+        if call.interrupted and call.deadline is not None and call.deadline <= self.now:
             raise Failure("EINTR")
         if call.deadline is None:
             call.deadline = self.now + self.limits.deadline
@@ -128,6 +130,9 @@ class Desk:
             )
 
     # The caller.
+
+    def is_answered(self, call: Call) -> bool:
+        return self._calls.get(call.id) is not call
 
     def answer(self, call: Call, answer: operations.Answer) -> None:
         if self._calls.pop(call.id, None) is not None:

@@ -54,8 +54,11 @@ def setlk(t: Desk, call: Call, request: operations.Setlk) -> None:
         if errno != "EAGAIN" or not request.wait:
             t.fail(call, errno)
             return
+        if call.interrupted:
+            t.fail(call, "EINTR")
+            return
         call.deadline = None
-        if wait or call.interrupted:
+        if wait:
             setlk(t, call, request)
         else:
             t.hold(call, _ASK_AGAIN)

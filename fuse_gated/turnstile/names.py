@@ -9,6 +9,7 @@ from fuse_gated.operations import Attributes, Data, Done, Entry
 from fuse_gated.paths import NAME_MAX, is_safe_name, join
 from fuse_gated.tree.by_path import is_hidden_name
 from fuse_gated.tree.inodes import Node, identity_of
+from fuse_gated.turnstile import climbing
 from fuse_gated.turnstile.attributes import shown
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import MAX_PATH, Desk
@@ -89,7 +90,7 @@ def readlink(t: Desk, call: Call, request: operations.Readlink) -> None:
             # It was moved while the client was asked, and what is inside depends on how deep it lies.
             raise Failure("ESTALE")
         contained = sandbox.contained_link(target, path, t.export_root, t.gate.tenant.symlinks)
-        if contained is None:
+        if contained is None or not climbing.shows(t, t.node(request.node), contained):
             raise t.refused(call, _LINK_LEAVES, path)
         t.answer(call, Data(contained))
 
@@ -192,6 +193,8 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
     )
     if verdict.errno is not None:
         raise t.refused(call, verdict, path, new_path)
+    if not (climbing.may_move(t, moved, new_path) and (not exchange or climbing.may_move(t, replaced, path))):
+        raise t.refused(call, climbing.LEADS_OUT, path, new_path)
     # What the client has at the new name may be newer than what the kernel looked up: it is replaced only where the policy
     # allows that, whether we know of it or not.
     removal = t.gate.remove(new_path)
@@ -214,6 +217,9 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
         else:
             t.fail(call, errno)
 
+    climbing.moves(t, call, moved, new_path)
+    if exchange:
+        climbing.moves(t, call, replaced, path)
     t.ask(call, messages.Rename(path, new_path, no_replace or guarded, exchange), answered, failed)
 
 

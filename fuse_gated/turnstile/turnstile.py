@@ -6,6 +6,7 @@ in by `received`; the handler's second half checks it and answers. Whatever is t
 """
 
 import heapq
+from collections import deque
 from typing import Final
 
 import msgspec
@@ -29,7 +30,9 @@ from fuse_gated.turnstile.table import TABLE
 __all__ = ["INTERRUPT_GRACE", "MAX_NOTICES", "Limits", "Statistics", "Turnstile"]
 
 INTERRUPT_GRACE: Final = 0.5
-"""Seconds that the client has to end an interrupted request itself, before its caller gets EINTR all the same."""
+"""Seconds after a signal in which an answer still reaches the caller; then it gets EINTR. On a local filesystem only a wait
+for a lock is interrupted by signals that a program catches (signal(7)), and few programs expect EINTR of stat(2): a timer or
+a child's end must not make a call fail that would have been answered."""
 MAX_NOTICES: Final = 4096
 """Changed paths in one message."""
 
@@ -48,6 +51,7 @@ class Turnstile(Desk):
         """Requests that failed because of that."""
         self._lost = False
         self._held_bytes = 0
+        self._grace: deque[tuple[float, Call]] = deque()
 
     # What the driver says.
 
@@ -89,12 +93,17 @@ class Turnstile(Desk):
             return
         call.interrupted = True
         pending = self.session.get(number)
-        if pending is not None and self.session.cancel(number):
-            pending.deadline = min(pending.deadline, now + INTERRUPT_GRACE)
-        else:
+        waits_for_lock = isinstance(call.request, operations.Setlk) and call.request.wait
+        if waits_for_lock and (pending is None or not self.session.cancel(number)):
             self.session.give_up(number)
-            self._let_go(call)
             self.fail(call, "EINTR")
+            return
+        latest = now + INTERRUPT_GRACE
+        call.deadline = latest if call.deadline is None else min(call.deadline, latest)
+        if pending is not None:
+            pending.deadline = min(pending.deadline, latest)
+        else:
+            self._grace.append((latest, call))
 
     # What the client says.
 
@@ -144,15 +153,15 @@ class Turnstile(Desk):
 
     @property
     def holds(self) -> bool:
-        """Whether the limiter holds requests back."""
-        return bool(self._held)
+        """Whether requests are held back, and may be due before the next look at the deadlines."""
+        return bool(self._held or self._grace)
 
     def next_due(self, now: float) -> float | None:
         """When `tick` is to be called next; None if nothing is waited for. Deadlines are looked at four times a second."""
         due = now + _TICK if self.session.busy else None
-        if self._held:
-            held = self._held[0][0]
-            return held if due is None else min(held, due)
+        for first in (self._held and self._held[0][0], self._grace and self._grace[0][0]):
+            if first:
+                due = first if due is None else min(first, due)
         return due
 
     def tick(self, now: float) -> None:
@@ -174,14 +183,20 @@ class Turnstile(Desk):
                 TABLE[type(call.request)].handle(self, call, call.request)
             except Failure as failure:
                 self.fail(call, failure.errno)
+        while self._grace and self._grace[0][0] <= now:
+            call = self._grace.popleft()[1]
+            if call.limited_as and not self.is_answered(call):
+                self._let_go(call)
+                self.fail(call, "EINTR")
         clogged = self.session.clogged
         for pending in self.session.overdue(now):
-            if clogged and not pending.sent:
+            waiting = self._calls.get(pending.id)
+            interrupted = waiting is not None and waiting.interrupted
+            if clogged and not pending.sent and not interrupted:
                 most = self.session.in_flight
                 raise ProtocolError(f"none of {most} requests was answered, and each was given {self.limits.deadline:g} s", 1008)
             self.session.give_up(pending.id)
-            call_waits = self._calls.get(pending.id)
-            pending.failed("EINTR" if call_waits is not None and call_waits.interrupted else "ETIMEDOUT")
+            pending.failed("EINTR" if interrupted else "ETIMEDOUT")
 
     # What the operator says.
 
@@ -230,10 +245,9 @@ class Turnstile(Desk):
 
     def _let_go(self, call: Call) -> None:
         """Nobody waits any more for a request that the limiter holds: its turn goes to the others, its data is dropped."""
-        if call.limited_as:
-            self.limiter.give_back(call.limited_as, _size(call.request))
-            self._no_longer_held(call)
-            call.request = operations.Destroy()
+        self.limiter.give_back(call.limited_as, _size(call.request))
+        self._no_longer_held(call)
+        call.request = operations.Destroy()
 
     def _no_longer_held(self, call: Call) -> None:
         call.limited_as = ""

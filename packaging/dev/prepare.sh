@@ -5,23 +5,30 @@
 set -eu
 venv=$1 what=${2:-test}
 top=$(cd "$(dirname "$0")/../.." && pwd)
+root() { [ "$(id -u)" = 0 ]; }
+stop() {
+  echo "prepare: $*" >&2
+  exit 1
+}
 
 # The package, and a command or file by which one sees that it is there.
+libraries=/usr/lib/$(uname -m)-linux-gnu
 needed="
 fuse3:fusermount3
 git:git
 gcc:gcc
+libc6-dev:/usr/include/stdio.h
 make:make
+libseccomp2:$libraries/libseccomp.so.2
 "
-[ "$(id -u)" = 0 ] || needed="$needed
-libfuse2:/usr/lib/$(uname -m)-linux-gnu/libfuse.so.2
+root || needed="$needed
+libfuse2:$libraries/libfuse.so.2
 "
-[ "$what" = demo ] && [ "$(id -u)" != 0 ] || needed="$needed
+[ "$what" = demo ] && ! root || needed="$needed
 python3-dev:python3-config
 pkg-config:pkg-config
 libacl1-dev:/usr/include/sys/acl.h
 libsystemd-dev:/usr/include/systemd/sd-journal.h
-libseccomp2:/usr/lib/$(uname -m)-linux-gnu/libseccomp.so.2
 "
 [ "$what" = demo ] || needed="$needed
 acl:setfacl
@@ -35,48 +42,56 @@ sshfs:sshfs
 systemd:/lib/systemd/systemd-journald
 util-linux:unshare
 "
+find_python() {
+  for python in python3 python3.13 python3.12 python3.11; do
+    "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return
+  done
+  python=""
+}
 missing=""
 for entry in $needed; do
   package=${entry%%:*} sign=${entry#*:}
   case $sign in /*) [ -e "$sign" ] ;; *) command -v "$sign" >/dev/null ;; esac || missing="$missing $package"
 done
+find_python
+[ -n "$python" ] || missing="$missing python3 python3-venv"
 case $missing in *libfuse2*) apt-cache show libfuse2t64 >/dev/null 2>&1 && missing=$(echo "$missing" | sed 's/libfuse2/libfuse2t64/') ;; esac
 if [ -n "$missing" ]; then
-  if [ "$(id -u)" != 0 ]; then
-    echo "prepare: missing packages; as root: apt-get install$missing" >&2
-    exit 1
-  fi
+  command -v apt-get >/dev/null || stop "missing is what Debian calls$missing (Python 3.11 or later); install it and start again"
+  root || stop "packages are missing. As root:
+
+    apt-get update && apt-get install --no-install-recommends$missing
+
+then start this again, as yourself."
   echo "prepare: installing$missing"
   apt-get update -qq
   # shellcheck disable=SC2086
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+  find_python
 fi
-
-python=""
-for candidate in python3 python3.13 python3.12 python3.11; do
-  if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-    python=$candidate
-    break
-  fi
-done
-if [ -z "$python" ]; then
-  [ "$(id -u)" = 0 ] || { echo "prepare: Python 3.11 or later with venv is missing; as root: apt-get install python3-venv" >&2; exit 1; }
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3 python3-venv >/dev/null
-  python=python3
-fi
+[ -n "$python" ] || stop "Python 3.11 or later is needed; this machine has $(python3 --version 2>&1)"
 
 extras=server,test
 if [ "$what" = demo ]; then
   extras=server
-  [ "$(id -u)" = 0 ] || extras=user
+  root || extras=user
 fi
 stamp="$venv/.prepared-$(echo "$extras" | tr , -)-$(cksum <"$top/pyproject.toml" | tr ' ' -)"
 if [ ! -e "$stamp" ]; then
-  echo "prepare: making $venv"
+  for place in "$venv" "$(dirname "$venv")"; do
+    [ ! -e "$place" ] || [ -w "$place" ] || stop "we may not write to $place; choose another place: make $what VENV=DIRECTORY"
+    [ ! -e "$place" ] || break
+  done
+  echo "prepare: fetching what pyproject.toml names into $venv (about half a minute, once)"
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$top[$extras]"
-  # What is run is the checkout, not the copy that came with its dependencies.
-  "$venv/bin/python" -m pip uninstall --quiet --yes fuse-gated
+  # What is run is the checkout: only what it depends on is installed. --use-pep517, because pip warns of the older way.
+  "$venv/bin/python" -c '
+import sys, tomllib
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+print(*project["dependencies"], *(one for extra in sys.argv[2].split(",") for one in project["optional-dependencies"][extra]), sep="\n")
+' "$top/pyproject.toml" "$extras" >"$venv/requirements"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 -r "$venv/requirements" ||
+    stop "pip could not fetch or build what is listed in $venv/requirements; it says why above.
+It needs a way to pypi.org, or to another index (PIP_INDEX_URL) or a proxy (https_proxy)."
   touch "$stamp"
 fi

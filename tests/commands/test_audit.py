@@ -99,6 +99,20 @@ class TestShowing:
         assert lines[6][columns["WHY"] :] == "the client left"
 
     @pytest.mark.parametrize(
+        ("told", "shown"),
+        [
+            ({"count": 1, "bytes": 1, "duration_usec": 999}, "1 time, 1 byte, 999 us"),
+            ({"count": 0, "bytes": 10**10, "duration_usec": 1000}, "0 times, 10000000000 bytes, 1.0 ms"),
+            ({"duration_usec": 2_345_678}, "2.3 s"),
+            ({"duration_usec": 10**16}, "10000000000000000"),
+        ],
+    )
+    def test_counts_and_lengths_of_time(self, run: Run, tmp_path: Path, told: dict[str, int], shown: str) -> None:
+        chain = Chain("acme", "s1", "src")
+        _, out, _ = run("--file", write(tmp_path / "f", [chain.seal(Record(kind="file-closed", **told))]))
+        assert out.splitlines()[1].endswith(f"  {shown}")
+
+    @pytest.mark.parametrize(
         ("arguments", "records"),
         [
             (["--tenant", "acme"], 5),

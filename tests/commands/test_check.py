@@ -1,5 +1,6 @@
 import json
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,10 @@ def test_the_files_of_the_package_are_right(tmp_path: Path, capsys: pytest.Captu
     for path in (Path(__file__).parents[2] / "etc").iterdir():
         write(tmp_path / "etc" / path.name, path.read_text())
     assert main(["check", str(tmp_path / "etc")]) == 0
-    assert capsys.readouterr().out == f"warning  no tenant is defined: nobody can log in\n{tmp_path}/etc is right.\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "warning  no tenant is defined: nobody can log in",
+        f"{tmp_path}/etc is right. Mind the warnings.",
+    ]
 
 
 def test_what_looks_wrong(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +46,7 @@ def test_what_looks_wrong(etc: Path, capsys: pytest.CaptureFixture[str]) -> None
         "warning  policy.yaml:2: tenant 'acme': no rule allows anything",
         "TENANT  TOKENS  USERS    RULES",
         "acme    1       *, @adm  0",
-        f"{etc} is right.",
+        f"{etc} is right. Mind the warnings.",
     ]
 
 
@@ -65,7 +69,8 @@ def test_every_fault_of_every_file_at_once(etc: Path, capsys: pytest.CaptureFixt
 
 def test_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(tmp_path / "nowhere")]) == 4
-    assert f"fault    {tmp_path}/nowhere: there is no such directory\n" in capsys.readouterr().out
+    nowhere = tmp_path / "nowhere"
+    assert f"fault    {nowhere}: there is no such directory (install -d -m 755 {nowhere})\n" in capsys.readouterr().out
 
 
 def test_the_same_fault_is_told_once(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,8 +95,64 @@ def test_the_files_of_tls(etc: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "server.pem").unlink()
     assert main(["check", str(etc)]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"warning  tls.certificate: {tmp_path}/server.pem: No such file or directory"
+    assert told[0] == (
+        f"warning  tls.certificate: {tmp_path}/server.pem: No such file or directory; here the daemon would not start"
+    )
     assert told[1].startswith("TENANT")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who reads everything")
+class TestWhoReadsIt:
+    """root checks, and the daemon reads as somebody else."""
+
+    @pytest.fixture(autouse=True)
+    def _settings(self, etc: Path) -> None:
+        write(etc / "fuse-gated.yaml", "user: nobody\n")
+
+    @pytest.mark.parametrize(
+        ("name", "mode", "more"), [("policy.yaml", 0o600, "r"), ("policy.d", 0o700, "rx"), (".", 0o700, "rx")]
+    )
+    def test_what_the_daemon_may_not_read(
+        self, etc: Path, capsys: pytest.CaptureFixture[str], name: str, mode: int, more: str
+    ) -> None:
+        write(etc / "policy.d" / "more.yaml", "tenants: {}")
+        (etc / name).chmod(mode)
+        assert main(["check", str(etc)]) == 4
+        told = capsys.readouterr()
+        place = etc / name
+        assert f"fault    {place}: may not be read by user nobody (chmod o+{more} {place})\n" in told.out
+        assert told.out.endswith(f"{etc} has one fault; the daemon would not take it.\n")
+        assert told.err == ""
+
+    def test_the_settings_alone_are_read_by_root_too(self, etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (etc / "fuse-gated.yaml").chmod(0o600)
+        assert main(["check", str(etc)]) == 0
+        place = etc / "fuse-gated.yaml"
+        warning = f"{place}: may not be read by user nobody (chmod o+r {place}): under systemd the daemon would not start"
+        assert capsys.readouterr().out.startswith(f"warning  {warning}\n")
+
+    def test_a_group_that_may_read_is_enough(self, etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        group = pwd.getpwnam("nobody").pw_gid
+        for path in (etc, etc / "policy.yaml", etc / "fuse-gated.yaml"):
+            os.chown(path, 0, group)
+            path.chmod(0o750 if path == etc else 0o640)
+        assert main(["check", str(etc)]) == 0
+        assert capsys.readouterr().out.endswith(f"{etc} is right.\n")
+
+    def test_a_way_that_only_root_may_walk_is_no_hindrance(self, etc: Path) -> None:
+        etc.parent.chmod(0o700)
+        assert main(["check", str(etc)]) == 0
+
+    def test_a_user_that_is_not_there_is_nobody(self, etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        write(etc / "fuse-gated.yaml", "user: not-here\n")
+        (etc / "policy.yaml").chmod(0o600)
+        assert main(["check", str(etc)]) == 4
+        assert "may not be read by user nobody" in capsys.readouterr().out
+
+    def test_root_as_the_daemons_user_is_left_to_the_daemon(self, etc: Path) -> None:
+        write(etc / "fuse-gated.yaml", "user: root\n")
+        (etc / "policy.yaml").chmod(0o600)
+        assert main(["check", str(etc)]) == 0
 
 
 def test_json(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fuse_gated import __version__
-from fuse_gated.commands import fuse_gatectl
+from fuse_gated.commands import fuse_gatectl, places
 from fuse_gated.commands.fuse_gatectl import main, parser
 
 
@@ -71,6 +71,37 @@ def test_no_daemon_is_told_with_a_hint(tmp_path: Path, capsys: pytest.CaptureFix
         f"fuse-gatectl: no daemon runs in {tmp_path}\n"
         "  hint: start it: systemctl start fuse-gated; or name its directory: --runtime DIR\n"
     )
+
+
+def test_an_ordinary_users_daemon_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, system = tmp_path / "login" / "fuse-gated", tmp_path / "system"
+    tmp_path.chmod(0o755)
+    own.mkdir(parents=True)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(own.parent))
+    monkeypatch.setattr(places, "RUNTIME", system)
+
+    def asked(user: int) -> str:
+        monkeypatch.setattr(os, "geteuid", lambda: user)
+        assert main(["sessions"]) == 1
+        err = capsys.readouterr().err
+        start = "systemctl start fuse-gated" if user == 0 else "fuse-gated"
+        assert f"  hint: start it: {start}; or name its directory: --runtime DIR\n" in err
+        return err.splitlines()[0].removeprefix("fuse-gatectl: no daemon runs in ")
+
+    assert asked(0) == str(system)
+    assert asked(1234) == str(own)
+    system.mkdir()
+    assert asked(1234) == str(own)
+    own.rmdir()
+    assert asked(1234) == str(system)
+    system.rmdir()
+    assert asked(1234) == str(own)
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert asked(1234) == "/run/user/1234/fuse-gated"
+    assert main(["--runtime", str(tmp_path), "sessions"]) == 1
+    assert f"no daemon runs in {tmp_path}\n" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:

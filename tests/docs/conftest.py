@@ -1,6 +1,7 @@
 """The documents, cut into what tests look at: headings, tables and blocks."""
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).parents[2]
+# What makes the manual pages and the completions is no package.
+sys.path.insert(0, str(TOP / "packaging" / "dev"))
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 
 

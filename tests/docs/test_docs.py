@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import commandline
 import msgspec
 import pytest
 import yaml
 
 from fuse_gated import control, supervision
-from fuse_gated.commands import fuse_gate, fuse_gatectl, fuse_gated
 from fuse_gated.config.policy_file import parse_policy
 from fuse_gated.config.settings import Admission, Audit, Settings, Tls
 from fuse_gated.config.settings_file import parse_settings
@@ -292,7 +292,7 @@ def test_the_patterns_match_as_is_said(configuration: Any, tables_of: Tables) ->
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    return {"fuse-gatectl": fuse_gatectl.parser(), "fuse-gate": fuse_gate._parser(), "fuse-gated": fuse_gated.parser()}
+    return {name: commandline.parser(name) for name in commandline.MODULES}
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -1,7 +1,7 @@
 import grp
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +40,12 @@ def policy_faults(etc: Path) -> list[str]:
     with pytest.raises(ConfigurationError) as raised:
         read_policy(etc)
     return [fault.replace(str(etc), "ETC") for fault in raised.value.faults]
+
+
+def raised(read: Callable[[Path], object], etc: Path) -> ConfigurationError:
+    with pytest.raises(ConfigurationError) as caught:
+        read(etc)
+    return caught.value
 
 
 @contextmanager
@@ -131,15 +137,26 @@ def test_files_of_other_users_are_refused(etc: Path) -> None:
 @as_root
 def test_what_we_may_not_read_is_told(etc: Path) -> None:
     put(etc, "fuse-gated.yaml", "", 0o600)
-    etc.parent.chmod(0o755)
+    put(etc, "policy.d/a.yaml", "")
+    (etc / "policy.d").chmod(0o700)
     descriptor = os.open(etc, os.O_PATH)
+    # As the daemon has it: open, because it may not walk there. What is said names the place all the same.
     reachable = Path(f"/proc/self/fd/{descriptor}")
     try:
         with nobody():
-            faults = settings_faults(reachable)
+            told = [error.faults for error in (raised(read_settings, reachable), raised(read_policy, reachable))]
+            os.seteuid(0)
+            os.seteuid(4242)
+            told.append(raised(read_settings, reachable).faults)
+            os.seteuid(0)
     finally:
         os.close(descriptor)
-    assert faults == ["ETC/fuse-gated.yaml: may not be read by us (run as root, or let the group that we are in read it)"]
+    file, directory = etc / "fuse-gated.yaml", etc / "policy.d"
+    assert told == [
+        (f"{file}: may not be read by user nobody (chmod o+r {file})",),
+        (f"{directory}: may not be read by user nobody (chmod o+rx {directory})",),
+        (f"{file}: may not be read by uid 4242 (chmod o+r {file})",),
+    ]
 
 
 def test_a_link_is_followed_and_its_target_held_to_the_rule(etc: Path, tmp_path: Path) -> None:

@@ -385,8 +385,8 @@ def test_what_python_refuses_is_an_errno(
     def refusing(*_: object, **__: object) -> None:
         raise problem
 
-    monkeypatch.setattr(os, "stat", refusing)
-    assert outcome(export.perform, wire.Getattr(b"x")) == name
+    monkeypatch.setattr(os, "rmdir", refusing)
+    assert outcome(export.perform, wire.Rmdir(b"x")) == name
 
 
 def test_closing_gives_every_descriptor_back(root: Path) -> None:

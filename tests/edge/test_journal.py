@@ -238,7 +238,7 @@ class TestFile:
     def test_a_full_disk_takes_nothing(self) -> None:
         with contextlib.closing(JournalFile(os.open("/dev/full", os.O_WRONLY))) as journal:
             assert not journal.write(unlink(Chain("acme", "s1", "src")))
-            assert (journal.trouble, journal.broken, journal.pollable) == ("No space left on device", False, False)
+            assert (journal.trouble, journal.broken, journal.pollable) == ("No space left on device", True, False)
 
     @pytest.mark.parametrize("fits", [1, 100, -2])
     def test_a_line_written_in_part_is_no_record(self, tmp_path: Path, fits: int) -> None:

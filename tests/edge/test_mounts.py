@@ -399,7 +399,7 @@ def test_a_runtime_directory_that_is_not_ours_is_refused(tmp_path: Path) -> None
     path.unlink()
     path.write_text("")
     assert "no directory" in not_ours(path)
-    assert "cannot make" in not_ours(tmp_path / "missing" / "run")
+    assert f"(make {tmp_path}/missing, or choose another with --runtime)" in not_ours(tmp_path / "missing" / "run")
     assert "not ours" in not_ours(Path("/"))
 
 
@@ -420,6 +420,7 @@ def test_a_runtime_directory_that_others_could_replace_is_refused(tmp_path: Path
     parent.mkdir()
     parent.chmod(0o777)
     assert "others can replace what is in" in not_ours(parent / "run")
+    assert f"(chmod go-w {parent}, or choose another with --runtime)" in not_ours(parent / "run")
     parent.chmod(0o1777)
     open_and_close(parent / "run")
     os.chown(parent, 4711, 0)

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse_gated.gate.limiter import REFUSED, Limiter
+from fuse_gated.gate.limiter import REFUSED, Bucket, Limiter
 from fuse_gated.gate.tenant import Limits
 
 
@@ -172,3 +174,11 @@ def test_what_is_given_back_is_there_for_the_next_and_no_more_than_there_was() -
     limiter.give_back("write", 100)
     assert limiter.take(0.0, "write", 100) == 0.0
     assert limiter.take(0.0, "write", 50) == pytest.approx(0.5)
+
+
+def test_a_reservation_stands_behind_the_one_before_and_at_most_so_far_away() -> None:
+    bucket = Bucket(10.0, 0.0)
+    assert [bucket.reserve(0.0, 0.25) for _ in range(14)] == pytest.approx([0.0] * 10 + [0.1, 0.2, 0.25, 0.25])
+    # Those that did not fit have taken nothing.
+    assert bucket.reserve(1.0, 1.0) == 0.0
+    assert Bucket(math.inf, 0.0).reserve(5.0, 1.0) == 0.0

@@ -1,7 +1,7 @@
 """What the outer tests stand on: the product's programs as processes, mounts, and system calls that Python lacks."""
 
 from harness.leftovers import mounts_beneath, processes_marked
-from harness.needs import need, need_that
+from harness.needs import MEASURING, need, need_cage, need_that
 from harness.persona import ALICE, BOB, CAROL, ROOT, Persona, outcome
 from harness.program import LIVE, Program
 from harness.server import ALLOW_ALL, Server, digest, token, token_file
@@ -13,6 +13,7 @@ __all__ = [
     "BOB",
     "CAROL",
     "LIVE",
+    "MEASURING",
     "ROOT",
     "Export",
     "Mounted",
@@ -25,6 +26,7 @@ __all__ = [
     "digest",
     "mounts_beneath",
     "need",
+    "need_cage",
     "need_that",
     "outcome",
     "processes_marked",

@@ -6,6 +6,7 @@ import mmap
 import os
 import pickle
 import platform
+import posix
 import signal
 import struct
 import time
@@ -164,7 +165,7 @@ def _act(pipe: Connection) -> None:
         try:
             step, arguments = pickle.loads(pipe.recv_bytes())
         except (EOFError, InterruptedError):
-            os._exit(0)
+            posix._exit(0)
         try:
             answer = pickle.dumps((getattr(hands, step)(*arguments), None))
         except BaseException as error:
@@ -172,4 +173,4 @@ def _act(pipe: Connection) -> None:
         try:
             pipe.send_bytes(answer)
         except BrokenPipeError:
-            os._exit(0)
+            posix._exit(0)

@@ -9,6 +9,7 @@ import fcntl
 import itertools
 import os
 import pickle
+import posix
 import select
 import signal
 import socket
@@ -353,7 +354,7 @@ def _tell(writer: int, function: Callable[..., Any], arguments: tuple[Any, ...])
         answer = pickle.dumps((None, error))
     with os.fdopen(writer, "wb") as pipe:
         pipe.write(answer)
-    os._exit(0)
+    posix._exit(0)
 
 
 def memory(pid: int) -> dict[str, int]:

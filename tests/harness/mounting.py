@@ -43,3 +43,18 @@ def bind_read_only(target: Path) -> Iterator[Path]:
         yield target
     finally:
         unmount(target)
+
+
+@contextlib.contextmanager
+def hanging(target: Path) -> Iterator[Path]:
+    """A filesystem at `target` whose server answers nothing. Who waits for it can be killed, because it reads nothing either."""
+    need("root", "fuse")
+    server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        mount("hanging", target, "fuse.hanging", 0, f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other")
+        try:
+            yield target
+        finally:
+            unmount(target)
+    finally:
+        os.close(server)

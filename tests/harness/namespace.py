@@ -4,10 +4,12 @@ The host's /dev/fuse may be root's alone and its fuse.conf without user_allow_ot
 nobody outside sees. Mounts made inside are seen inside only, so the whole pytest process moves in.
 """
 
+import contextlib
 import ctypes
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -41,3 +43,18 @@ def enter_private_namespace() -> None:
         # The binds live on without their source; the empty directory is seen outside too, so it goes.
         unmount(covers)
         covers.rmdir()
+
+
+@contextlib.contextmanager
+def inside(pid: int) -> Iterator[None]:
+    """In the mount namespace of a process, for as long as it takes to start others there."""
+    home, old = os.getcwd(), os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    try:
+        new = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
+        assert _LIBC.setns(new, _CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+        os.close(new)
+        yield
+    finally:
+        assert _LIBC.setns(old, _CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+        os.close(old)
+        os.chdir(home)

@@ -7,6 +7,9 @@ from typing import Final
 
 import pytest
 
+MEASURING: Final = "FUSE_GATED_TEST_COVERAGE" in os.environ
+"""Whether this is `make coverage` (tests/measuring), where everything is slower and workers have no cage."""
+
 _CHECKS: Final[dict[str, Callable[[], bool]]] = {
     "root": lambda: os.geteuid() == 0,
     "not root": lambda: os.geteuid() != 0,
@@ -20,6 +23,12 @@ def need(*things: str) -> None:
     everybody may open; see namespace.py) or the name of a program."""
     missing = [thing for thing in things if not _CHECKS.get(thing, lambda name=thing: shutil.which(name) is not None)()]
     need_that(not missing, f"this machine lacks: {', '.join(missing)}")
+
+
+def need_cage() -> None:
+    """Skip where workers have none: under `make coverage`, because who is caged cannot write what was measured."""
+    if MEASURING:
+        pytest.skip("measured workers have no cage")
 
 
 def need_that(holds: object, reason: str) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +25,19 @@ class Program:
     """`python -m MODULE ARGUMENTS…`, running from the moment it is made.
 
     `mark` goes into the environment, so that what it starts can be found; `user` is a uid to run as (group of the same
-    number), for which it is started through setpriv(1).
+    number), for which it is started through setpriv(1). `inherited` are descriptors that it gets too.
     """
 
-    def __init__(self, name: str, module: str, arguments: list[str], directory: Path, mark: str, user: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: list[str],
+        directory: Path,
+        mark: str,
+        user: int | None = None,
+        inherited: Collection[int] = (),
+    ) -> None:
         self.name = name
         self.stdout, self.stderr = Log(directory / f"{name}.stdout"), Log(directory / f"{name}.stderr")
         command = [sys.executable, "-W", "default::ResourceWarning", "-m", module, *arguments]
@@ -47,6 +57,7 @@ class Program:
                 stderr=stderr,
                 env={**os.environ, "PYTHONPATH": path, MARK: mark},
                 start_new_session=True,
+                pass_fds=inherited,
             )
         self.awaited = False
         LIVE.append(self)

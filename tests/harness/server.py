@@ -12,6 +12,7 @@ from typing import Any, Final
 import yaml
 
 from harness.leftovers import clear_away
+from harness.needs import MEASURING
 from harness.program import Program
 
 ALLOW_ALL: Final = [{"path": "/**", "allow": ["read", "write", "execute", "delete"]}]
@@ -58,7 +59,7 @@ class Server:
         self.port = _free_port()
         self.url = f"ws://127.0.0.1:{self.port}"
         self.write_policy(policy)
-        defaults = {"user": "nobody", "audit": {"to": "file"}}
+        defaults = {"user": "nobody", "audit": {"to": "file"}, **({"seccomp": False} if MEASURING else {})}
         _write(self.etc / "fuse-gated.yaml", yaml.safe_dump({**defaults, **(settings or {})}))
         if user is not None:
             os.chown(self.runtime, user, user)

@@ -3,7 +3,6 @@ cannot be written: nothing is done untold, and nobody waits for long."""
 
 import contextlib
 import copy
-import ctypes
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ from harness import ALLOW_ALL, Mounted, Server, Stage, outcome
 from harness.hostile import Child
 from harness.journald import Journald, running_journald
 from harness.mounting import tmpfs
+from harness.namespace import inside
 from harness.program import ROOT_OF_PROJECT
 from harness.syscalls import exchange
 from harness.waiting import records, told, until, wait_for_record
@@ -354,25 +354,6 @@ def test_a_full_disk_under_the_audit_file(own_stage: Stage) -> None:
 
 
 # The real journald.
-
-_CLONE_NEWNS: Final = 0x20000
-
-
-@contextlib.contextmanager
-def inside(pid: int) -> Iterator[None]:
-    """In the mount namespace of a process, for as long as it takes to start others there."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    home, old = os.getcwd(), os.open("/proc/self/ns/mnt", os.O_RDONLY)
-    try:
-        new = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
-        assert libc.setns(new, _CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
-        os.close(new)
-        yield
-    finally:
-        assert libc.setns(old, _CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
-        os.close(old)
-        os.chdir(home)
-
 
 class Journalled:
     """A server that writes to a journald of its own, and a mount on it, seen from outside that journald's namespace."""

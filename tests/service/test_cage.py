@@ -9,7 +9,7 @@ from typing import Any, Final
 import harness.server
 import msgspec
 import pytest
-from harness import Mounted, Persona, Server, Stage, digest, processes_marked
+from harness import Mounted, Persona, Server, Stage, digest, need_cage, processes_marked
 from harness.hostile import HostileClient
 from harness.program import Program
 from harness.taken_over import ATTEMPTS, ORDER, SAID
@@ -20,6 +20,11 @@ from fuse_gated.errors import OperatorError
 
 NOBODY: Final = Persona(65534, 65534)
 """Whom the server runs as, and so all workers."""
+
+
+@pytest.fixture
+def caged() -> None:
+    need_cage()
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +99,7 @@ def test_code_runs_in_the_place_of_a_worker(server: Server, captain: Captain) ->
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)
-def test_what_the_cage_forbids(captain: Captain, name: str) -> None:
+def test_what_the_cage_forbids(caged: None, captain: Captain, name: str) -> None:
     assert captain.order(name) == "EPERM"
 
 
@@ -149,7 +154,7 @@ def status(pid: int, task: int | None = None) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in path.read_text().splitlines())}
 
 
-def test_rights_of_a_worker(server: Server, other: Mounted) -> None:
+def test_rights_of_a_worker(caged: None, server: Server, other: Mounted) -> None:
     pid = worker_of(server, "other")
     tasks = [int(task) for task in os.listdir(f"/proc/{pid}/task")]
     assert len(tasks) == 2, "the loop and the one that notifies"
@@ -190,7 +195,7 @@ def _descriptors(pid: int) -> set[str]:
     return {os.readlink(f"/proc/{pid}/fd/{descriptor}") for descriptor in os.listdir(f"/proc/{pid}/fd")}
 
 
-def test_a_stranger_is_caged_before_its_first_byte(server: Server, other: Mounted) -> None:
+def test_a_stranger_is_caged_before_its_first_byte(caged: None, server: Server, other: Mounted) -> None:
     before = set(processes_marked(server.mark))
     with HostileClient(server, tenant="acme"):
         pid = until(lambda: next(iter(set(processes_marked(server.mark)) - before), None), "a worker")

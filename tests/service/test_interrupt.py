@@ -5,6 +5,8 @@ is to die waits until its request is answered.
 """
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -99,7 +101,7 @@ def test_ctrl_c_ends_a_program_that_waits(unharmed: Server, witness: Any, doing:
             assert program.reap() == -signal.SIGINT
         assert seconds < PROMISED + SLACK
         # A page that is read ahead has no caller whose signal could be told.
-        assert client.cancelled or doing == "read", "the client is told that nobody waits any more"
+        client.pump(lambda: bool(client.cancelled) or doing == "read")
         client.answer = honest
         assert client.during(os.stat, mount / "f").st_size == 5
         client.leave()
@@ -157,6 +159,40 @@ def test_without_a_signal_the_deadline_ends_it(unharmed: Server, witness: Any) -
             client.answer = honest
             assert client.during(os.stat, mount / "f").st_size == 5
             client.leave()
+
+
+def test_a_program_with_a_timer_hears_no_eintr(stage: Any) -> None:
+    """As on a local filesystem, where no call but a wait for a lock is interrupted by signals that are caught (signal(7))."""
+    server = stage.server()
+    mount = stage.export(server, name="timer").mount_path()
+    (mount / "f").write_bytes(b"12345")
+
+    def working(mount: Path) -> list[str]:
+        libc = ctypes.CDLL(None, use_errno=True)
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.siginterrupt(signal.SIGALRM, True)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        found = []
+        # By libc: Python itself makes a call again that was interrupted (PEP 475).
+        path, buffer = os.fsencode(mount / "f"), ctypes.create_string_buffer(4096)
+        for _ in range(200):
+            descriptor = libc.open(path, os.O_RDWR)
+            for result in (
+                descriptor,
+                libc.access(path, os.R_OK),
+                libc.statfs(path, buffer),
+                libc.pread(descriptor, buffer, 5, 0),
+                libc.pwrite(descriptor, b"12345", 5, 0),
+                libc.fsync(descriptor),
+            ):
+                if result < 0:
+                    found.append(errno.errorcode[ctypes.get_errno()])
+            libc.close(descriptor)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return found
+
+    with Child(working, mount) as program:
+        assert program.result() == []
 
 
 def test_a_program_behind_anothers_lock_ends_with_it(unharmed: Server) -> None:

@@ -443,7 +443,7 @@ def test_twelve_faults_at_once(etc: Path, tmp_path: Path) -> None:
         said
     )
     assert len(places) >= 12, said
-    assert "the configuration has" in said.splitlines()[-1]
+    assert f"fuse-gated: {etc}: the configuration has" in said.splitlines()[-1]
 
 
 def test_a_user_whom_the_server_does_not_have(etc: Path, tmp_path: Path) -> None:
@@ -452,6 +452,28 @@ def test_a_user_whom_the_server_does_not_have(etc: Path, tmp_path: Path) -> None
     assert status == 4
     assert "policy.yaml:1: tenant 'acme': this server has no user 'nobody-knows' (create it, or correct the name)" in said
     assert "this server has no group 'no-group'" in said
+
+
+@pytest.mark.parametrize(("name", "mode", "more"), [("policy.yaml", 0o600, "r"), (".", 0o700, "rx")])
+def test_a_policy_that_the_daemons_user_cannot_read(etc: Path, own_stage: Stage, name: str, mode: int, more: str) -> None:
+    (etc / name).chmod(mode)
+    status, said = failing(etc, own_stage.directory / "run")
+    place = etc / name
+    assert (status, f"{place}: may not be read by user nobody (chmod o+{more} {place})" in said) == (4, True), said
+
+
+def test_a_policy_that_can_no_longer_be_read_at_a_reload(etc: Path, own_stage: Stage) -> None:
+    program = start(etc, own_stage.directory / "run")
+    try:
+        read_until(program, "ready")
+        (etc / "policy.yaml").chmod(0o600)
+        program.send_signal(signal.SIGHUP)
+        said = read_until(program, "policy not applied")
+        assert f"policy not applied: {etc}/policy.yaml: may not be read by user nobody (chmod o+r {etc}/policy.yaml)" in said
+    finally:
+        program.terminate()
+        program.communicate(timeout=30)
+    assert program.returncode == 0
 
 
 def test_a_journal_that_is_not_there(etc: Path, tmp_path: Path) -> None:
@@ -463,7 +485,7 @@ def test_a_journal_that_is_not_there(etc: Path, tmp_path: Path) -> None:
 
 
 def test_no_fuse_device(own_stage: Stage, etc: Path) -> None:
-    """The server starts, and says to the first client and on its own stderr what is missing."""
+    """The server starts with a warning, and says to the first client and on its own stderr what is missing."""
     need("unshare", "fuse")
     hidden = "mount --make-rprivate /; mount -t tmpfs tmpfs /dev; for name in null:3 zero:5 urandom:9; do " \
              "mknod -m 666 /dev/${name%%:*} c 1 ${name##*:}; done"  # fmt: skip
@@ -472,6 +494,8 @@ def test_no_fuse_device(own_stage: Stage, etc: Path) -> None:
     write(etc / "policy.yaml", f"tenants: {{acme: {{users: [root], tokens: {tokens}, rules: [{rule}]}}}}\n")
     program = start(etc, own_stage.directory / "run", before=hidden)
     try:
+        warning = read_until(program, "warning: nothing can be mounted")
+        assert "/dev/fuse: No such file or directory (modprobe fuse; a container needs --device /dev/fuse" in warning
         port = int(re.findall(r":(\d+),", read_until(program, "ready"))[0])
         client = own_stage.export(_Elsewhere(port), tenant="acme")  # type: ignore[arg-type]
         assert client.program.wait() == 1

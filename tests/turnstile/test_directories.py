@@ -191,7 +191,11 @@ def test_an_interrupted_listing_ends_although_everything_is_hidden():
     mount = client.mount
     number = mount.ask(op.Readdir(client.node, client.handle, 2, 4096, False))
     mount.interrupt(number)
+    mount.tick(0.4)
     mount.reply(number, Listed(tuple(client.entry(at, False) for at in range(PAGE)), False))
+    assert mount.answers(number) == []
+    mount.now += 0.2
+    mount.reply(number, Listed(tuple(client.entry(at, False) for at in range(PAGE, 2 * PAGE)), False))
     assert failed(mount.answer(number)) == "EINTR"
 
 

@@ -101,26 +101,61 @@ def test_interrupting_what_is_not_there_does_nothing():
     assert mount.log == []
 
 
-def test_what_waits_for_room_ends_at_once_and_is_never_sent():
+def test_what_waits_for_room_ends_after_the_grace_and_is_never_sent():
     mount = Mount(bounds=Limits(max_in_flight=1))
     first, second, third = (mount.ask(op.Lookup(ROOT, name)) for name in (b"a", b"b", b"c"))
     mount.clear()
     mount.interrupt(second)
+    mount.tick(0.49)
+    assert mount.story == []
+    mount.tick(0.01)
     assert mount.story == ["answer EINTR"]
     mount.reply(first, attributes(21))
     assert [frame.id for frame in mount.sent] == [third]
 
 
-def test_what_was_held_back_ends_at_once_and_is_never_sent():
+def test_what_was_held_back_ends_after_the_grace_and_is_never_sent():
     mount = Mount(limits=TenantLimits(operations={"*": 1.0}))
     mount.do(op.Lookup(ROOT, b"a"), attributes(21))
     number = mount.ask(op.Lookup(ROOT, b"b"))
     mount.clear()
     mount.interrupt(number)
+    assert mount.t.next_due(mount.now) == mount.now + 0.5
+    mount.tick(0.49)
+    assert mount.story == []
+    mount.tick(0.01)
     assert mount.story == ["answer EINTR"]
     mount.tick(5)
     assert mount.story == ["answer EINTR"]
     assert mount.t.next_due(mount.now) is None
+
+
+def test_what_is_answered_within_the_grace_is_no_ones_to_end():
+    """A timer's signal, or a child's end, makes nothing fail that goes on: held back, waiting for room, or with the client."""
+    mount = Mount(limits=TenantLimits(operations={"*": 4.0}), bounds=Limits(max_in_flight=1))
+    numbers = [mount.ask(op.Lookup(ROOT, b"n%d" % number)) for number in range(5)]
+    for number in numbers:
+        mount.interrupt(number)
+    for count, number in enumerate(numbers[:4]):
+        mount.reply(number, attributes(21 + count))
+    mount.tick(0.3)
+    mount.reply(numbers[4], attributes(25))
+    mount.tick(1)
+    assert all(isinstance(mount.answer(number), op.Entry) for number in numbers)
+    assert not [word for word in mount.story if word.startswith("cancel")]
+    assert mount.t.next_due(mount.now) is None
+
+
+def test_a_clogged_client_is_not_blamed_for_an_interrupt():
+    mount = Mount(bounds=Limits(max_in_flight=1))
+    first = mount.ask(op.Lookup(ROOT, b"a"))
+    mount.interrupt(first)
+    mount.tick(0.5)
+    assert failed(mount.answer(first)) == "EINTR"
+    second = mount.ask(op.Lookup(ROOT, b"b"))
+    mount.interrupt(second)
+    mount.tick(0.5)
+    assert failed(mount.answer(second)) == "EINTR"
 
 
 def test_an_interrupt_does_not_lengthen_a_deadline():
@@ -229,9 +264,10 @@ def test_an_interrupted_caller_leaves_its_turn_to_the_others():
     _, second, third = (mount.ask(op.Lookup(ROOT, name)) for name in (b"a", b"b", b"c"))
     mount.interrupt(second)
     mount.interrupt(third)
+    mount.tick(0.5)
     fourth = mount.ask(op.Lookup(ROOT, b"d"))
     mount.clear()
-    mount.tick(1.01)
+    mount.tick(0.51)
     assert [frame.id for frame in mount.sent] == [fourth]
 
 
@@ -242,6 +278,7 @@ def test_the_data_that_is_held_back_is_bounded():
     writes = [mount.ask(op.Write(node, handle, 0, bytes(10))) for _ in range(4)]
     assert failed(mount.answer(writes[3])) == "EAGAIN"
     mount.interrupt(writes[1])
+    mount.tick(0.5)
     assert failed(mount.answer(writes[1])) == "EINTR"
     again = mount.ask(op.Write(node, handle, 0, bytes(10)))
     assert mount.answers(again) == [], "there is room again"

@@ -1,107 +1,204 @@
 """A tour of fuse-gated: `make demo`. A server and a client on this machine, real programs, nothing left behind.
 
-Every line that starts with `$` is run as it stands (fuse-gated, fuse-gate and fuse-gatectl from this checkout). What a
-step promises is checked: the tour fails where the product does not keep it.
+Every line with a prompt is run as it stands (fuse-gated, fuse-gate and fuse-gatectl are this checkout's). What a step
+promises is checked: the tour fails where the product does not keep it.
 """
 
-from __future__ import annotations
-
-import contextlib
-import hashlib
-import json
+import io
 import os
+import pwd
+import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Final
 
-TOP = Path(__file__).resolve().parents[3]
-COLOUR = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+from screen import Screen
+from stage import TOP, Process, Stage, TourError, fail, mounted_beneath, scratch
 
-POLICY = """\
+sys.path.insert(0, str(TOP))
+from fuse_gated.edge.libfuse import LACKS  # the checkout's
+
+POLICY: Final = """\
 tenants:
   acme:
-    tokens: [{{sha256: "{digest}", note: "the tour"}}]
-    users: [{user}]                 # who on the server may enter the mounts
-    rules:                         # the first rule that decides wins
+    tokens:
+      {line}
+    users: [{user}]  # who on the server may enter the mounts
+    rules:  # for each permission, the first rule that names it decides
       - {{path: "/.env*", hide: true}}
       - {{path: "/.git/hooks/**", deny: [write]}}
       - {{path: "/vendor/**", deny: [write, delete]}}
       - {{path: "/**", allow: [read, write, execute, delete]}}
     limits: {{file_size: 64MiB}}
-    audit: writes
 """
-
-PROGRAM_C = """\
+SETTINGS: Final = """\
+user: nobody  # whom the daemon becomes, if root starts it
+audit: {to: file}  # the tour's own; without this line it is the journal
+"""
+OPENING: Final = (
+    "Two machines, played on one: 'client' is somebody's laptop, 'server' has the programs. Their homes lie in {base}, which is "
+    "gone when this ends. Every command with a prompt is run as it stands, and checked."
+)
+AS_ROOT: Final = "As root it mounts and supervises, and no more."
+AS_USER: Final = "It runs as you, and mounts with fusermount3."
+CAGED: Final = "of its own, which has no privilege and is held to a list of system calls"
+PROGRAM_C: Final = """\
 #include <stdio.h>
 int main(void) { puts("built on the server, from files that never left the client"); return 0; }
 """
 
 
-def paint(text: str, code: str) -> str:
-    return f"\033[{code}m{text}\033[0m" if COLOUR else text
+class Tour:
+    """Chapter by chapter."""
 
+    def __init__(self, stage: Stage, screen: Screen) -> None:
+        self.stage = stage
+        self.screen = screen
+        self.project = stage.homes["client"] / "project"
+        self.home = stage.homes["server"]
+        self.address = f"127.0.0.1:{_free_port()}"
+        self.log = self.home / "server.log"
+        self.chapters = 0
 
-def chapter(number: int, title: str) -> None:
-    print(f"\n{paint(f'{number}. {title}', '1;36')}")
+    def go(self) -> None:
+        self.prepare()
+        self.policy()
+        self.chapter("The server starts")
+        self.screen.say(f"{AS_ROOT if os.geteuid() == 0 else AS_USER} Whatever a client sends is read by a process {CAGED}.")
+        arguments = ["--etc", "etc", "--runtime", "run", "--listen", self.address]
+        with self.stage.program("server", "fuse-gated", arguments, self.log) as server:
+            self.screen.output([self.stage.wait_for("server", self.log, "ready", server)], 1)
+            self.client(server)
+        if left := mounted_beneath(self.home):
+            fail(f"mounts were left behind: {left}")
+        if "Traceback" in (said := self.log.read_text()):
+            fail(f"the server complained:\n{said}")
+        if os.geteuid() != 0:
+            self.limits()
 
+    def chapter(self, title: str) -> None:
+        self.chapters += 1
+        self.screen.chapter(self.chapters, title)
 
-def say(text: str) -> None:
-    print(f"   {text}")
+    def prepare(self) -> None:
+        """The client's files: a source tree with history, something secret, and somebody else's code."""
+        self.project.mkdir()
+        shutil.copytree(TOP / "fuse_gated", self.project / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        (self.project / "vendor").mkdir()
+        (self.project / "vendor" / "library.c").write_text("/* not ours to change */\n")
+        (self.project / "hello.c").write_text(PROGRAM_C)
+        (self.project / ".env").write_text("PASSWORD=hunter2\n")
+        (self.project / ".gitignore").write_text(".env\nhello\n")
+        self.stage.quietly("git init -q -b main && git add -A && git commit -qm 'First import'")
 
+    def policy(self) -> None:
+        run = self.stage.server
+        self.chapter("The operator: who may do what")
+        self.screen.say("A client logs in with a token. The server keeps only its hash, in a line of the policy.")
+        said = run("fuse-gatectl token new acme --note laptop")
+        token = re.search(r"^fg_\S+$", said, re.MULTILINE)
+        line = re.search(r"- \{sha256.*\}", said)
+        if token is None or line is None:
+            fail(f"no token in:\n{said}")
+        secret = self.stage.homes["client"] / "token"
+        secret.touch(mode=0o600)
+        secret.write_text(token[0])
+        etc = self.home / "etc"
+        etc.mkdir(mode=0o755)
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        for name, text in {"policy.yaml": POLICY.format(line=line[0], user=user), "fuse-gated.yaml": SETTINGS}.items():
+            (etc / name).write_text(text)
+            (etc / name).chmod(0o644)
+        self.screen.say("This is the policy. What a rule hides does not exist on the server; what no rule allows is refused.")
+        run("cat etc/policy.yaml", show=20)
+        run("fuse-gatectl --etc etc check")
 
-def fail(text: str) -> NoReturn:
-    raise SystemExit(paint(f"\nThe tour failed: {text}", "1;31"))
+    def client(self, server: Process) -> None:
+        self.chapter("The client offers a directory")
+        self.screen.say("It makes one connection to the server and opens no port. The files stay where they are.")
+        self.stage.client("ls -A project")
+        arguments = ["export", "project", "--server", f"ws://{self.address}", "--token-file", "token"]
+        log = self.stage.homes["client"] / "client.log"
+        with self.stage.program("client", "fuse-gate", arguments, log) as client:
+            said = self.stage.wait_for("client", log, "mounted at ", client)
+            self.screen.output([self.stage.shortened("server", said)], 1)
+            self.stage.mount = Path(said.removeprefix("mounted at "))
+            self.screen.say("On the server it is a filesystem like any other:")
+            self.stage.server("grep ~/run/mnt /proc/mounts")
+            self.work()
+            self.gate(server)
+            self.audit()
+            self.chapter("The client leaves")
+            self.screen.command("client", "~", f"kill {client.pid}")
+            self.stage.end(client, "fuse-gate")
+            self.screen.output([], 0, "(it says goodbye, and ends with status 0)")
+            end = time.monotonic() + 10
+            while mounted_beneath(self.home) and time.monotonic() < end:
+                time.sleep(0.02)
+            self.stage.server("ls run/mnt; grep ~/run/mnt /proc/mounts", expect=1, silence="(nothing)")
 
+    def work(self) -> None:
+        client, server = self.stage.client, self.stage.server
+        self.chapter("The server's programs work on the client's files")
+        self.screen.say("From here on 'project' is one directory, seen from both sides.")
+        server("ls -A", where="project")
+        server("grep -rn 'class Turnstile' src", where="project")
+        server("git log --oneline && git status", where="project")
+        server("cc -o hello hello.c && ./hello", where="project")
+        self.chapter("An edit on either side is seen on the other")
+        client("echo '/* written on the client */' >> hello.c", where="project")
+        server("tail -n 1 hello.c", where="project")
+        server("echo '/* written on the server */' >> hello.c", where="project")
+        client("git diff --unified=0 hello.c | grep '^+/'", where="project")
 
-class Stage:
-    """Where the tour plays: a directory of its own for the client, the server and their configuration."""
+    def gate(self, server: Process) -> None:
+        client, run = self.stage.client, self.stage.server
+        self.chapter("The gate")
+        self.screen.say("Hidden: the file is there on the client, and does not exist on the server.")
+        client("cat .env", where="project")
+        run("cat .env", where="project", expect=1)
+        self.screen.say("Denied: a server must not plant hooks that run on the client, nor change what is not its own.")
+        run("echo 'rm -rf ~' > .git/hooks/pre-commit", where="project", expect=2)
+        run("rm -f vendor/library.c", where="project", expect=1)
+        self.screen.say("Why? The very gate that decided explains itself, with the rule and its line:")
+        run("fuse-gatectl --etc etc explain acme /.git/hooks/pre-commit create", expect=1)
+        self.screen.say("A new policy applies to the live session, to open files too. From now on, only reading:")
+        run("sed -i 's/allow: .*]/allow: [read]/' etc/policy.yaml")
+        run(f"kill -HUP {server.pid}")
+        self.stage.wait_for("server", self.log, "policy applied", server)
+        run("echo more >> hello.c", where="project", expect=2)
 
-    def __init__(self, base: Path) -> None:
-        self.base = base
-        self.project = base / "laptop" / "project"
-        self.etc = base / "etc"
-        self.runtime = base / "run"
-        self.mount = Path()
-        self.port = _free_port()
-        (base / "bin").mkdir()
-        for name in ("fuse-gated", "fuse-gate", "fuse-gatectl"):
-            module = f"fuse_gated.commands.{name.replace('-', '_')}"
-            script = base / "bin" / name
-            script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
-            script.chmod(0o755)
-        self.environment = {
-            **os.environ,
-            "PATH": f"{base / 'bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": str(TOP),
-            "GIT_CONFIG_GLOBAL": str(base / "gitconfig"),
-            "LC_ALL": "C.UTF-8",
-        }
-        (base / "gitconfig").write_text("[user]\nname = Ada\nemail = ada@example.org\n[safe]\ndirectory = *\n")
+    def audit(self) -> None:
+        run = self.stage.server
+        self.chapter("Who touched what")
+        run("fuse-gatectl --runtime run sessions")
+        self.screen.say("Each refusal and each change has a record (on a real server in the journal, in its own fields):")
+        run("fuse-gatectl audit --file run/audit.jsonl --decision denied")
+        run("fuse-gatectl audit --file run/audit.jsonl --path /hello.c")
+        self.screen.say("Each record is chained to the one before. One that is taken away, or altered, shows:")
+        run("fuse-gatectl audit --file run/audit.jsonl --verify", show=1)
+        run("grep -v vendor run/audit.jsonl > forged.jsonl")
+        run("fuse-gatectl audit --file forged.jsonl --verify", show=2, expect=1)
 
-    def run(self, command: str, *, where: Path | None = None, expect: int | None = 0, show: int = 8, quiet: bool = False) -> str:
-        """Run a command as a person would type it, and show what it says."""
-        if not quiet:
-            print(f"   {paint('$', '1;32')} {command.replace(str(self.base) + '/', '')}")
-        done = subprocess.run(
-            ["sh", "-c", command], cwd=where or self.base, env=self.environment, text=True, timeout=120,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", check=False,
-        )  # fmt: skip
-        lines = done.stdout.replace(str(self.base) + "/", "").splitlines()
-        if not quiet:
-            for line in lines[:show]:
-                print(f"     {line[:150]}")
-            if len(lines) > show:
-                print(paint(f"     … {len(lines) - show} more lines", "2"))
-        if expect is not None and done.returncode != expect:
-            fail(f"`{command}` ended with {done.returncode}, not {expect}:\n{done.stdout}")
-        return done.stdout
+    def limits(self) -> None:
+        """What an ordinary user's server does less well than root's."""
+        self.chapter("What root's server can do besides")
+        self.screen.say("You have seen the libfuse driver, which is all that an ordinary user can have. Started by root:")
+        others = "others enter your mounts only with user_allow_other in /etc/fuse.conf; there, an access list says who does"
+        self.screen.points(
+            [
+                ("entry", others),
+                ("privilege", "here all processes are yours; there, mounting and the network are different users' processes"),
+                ("speed", "each request makes one hop more here"),
+            ]
+        )
+        self.screen.say(
+            f"And these work there, and not here, or not fully: {', '.join(LACKS)}. `fuse-gatectl doctor` explains each."
+        )
 
 
 def _free_port() -> int:
@@ -110,153 +207,55 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def prepare(stage: Stage) -> None:
-    """The client's side: a source tree with history, something secret, and a hook."""
-    shutil.copytree(TOP / "fuse_gated", stage.project / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    (stage.project / "vendor").mkdir()
-    (stage.project / "vendor" / "library.c").write_text("/* not ours to change */\n")
-    (stage.project / "hello.c").write_text(PROGRAM_C)
-    (stage.project / ".env").write_text("PASSWORD=hunter2\n")
-    (stage.project / ".gitignore").write_text(".env\nhello\n")
-    stage.run("git init -q && git add -A && git commit -qm 'First import'", where=stage.project, quiet=True)
-
-
-def configure(stage: Stage) -> None:
-    import pwd
-
-    token = "fg_" + os.urandom(24).hex()
-    (stage.base / "token").write_text(token)
-    (stage.base / "token").chmod(0o600)
-    stage.etc.mkdir(mode=0o755)
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    text = POLICY.format(digest=hashlib.sha256(token.encode()).hexdigest(), user=user)
-    (stage.etc / "policy.yaml").write_text(text)
-    (stage.etc / "policy.yaml").chmod(0o644)
-
-
-@contextlib.contextmanager
-def program(stage: Stage, name: str, arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that runs in the background, and ends in order."""
-    shown = " ".join([name, *arguments]).replace(str(stage.base) + "/", "")
-    print(f"   {paint('$', '1;32')} {shown} &")
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            [stage.base / "bin" / name, *arguments],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=stage.environment,
-            cwd=stage.base,
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                fail(f"{name} did not end in order")
-
-
-def wait_for(log: Path, word: str, process: subprocess.Popen[bytes]) -> str:
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        for line in log.read_text().splitlines():
-            if word in line:
-                return line
-        if process.poll() is not None:
-            break
-        time.sleep(0.02)
-    fail(f"waited in vain for {word!r}; it said:\n{log.read_text()}")
-
-
-def tour(stage: Stage) -> None:
-    chapter(1, "A server with a policy")
-    say("The operator writes who may do what. Hidden names do not exist; denied ones are refused and told.")
-    for line in (stage.etc / "policy.yaml").read_text().splitlines():
-        print(paint(f"     {line[:120]}", "2"))
-    stage.run(f"fuse-gatectl --etc {stage.etc} check")
-    server_log, client_log = stage.base / "server.log", stage.base / "client.log"
-    arguments = ["--etc", str(stage.etc), "--runtime", str(stage.runtime), "--listen", f"127.0.0.1:{stage.port}"]
-    with program(stage, "fuse-gated", arguments, server_log) as server:
-        say(paint(wait_for(server_log, "ready", server), "2"))
-
-        chapter(2, "A client offers its directory")
-        say("It stays where it is, on the client. The server mounts it.")
-        export = ["export", str(stage.project), "--server", f"ws://127.0.0.1:{stage.port}", "--token-file",
-                  str(stage.base / "token"), "--name", "project", "--json"]  # fmt: skip
-        with program(stage, "fuse-gate", export, client_log) as client:
-            stage.mount = Path(json.loads(wait_for(client_log, '"mounted"', client))["path"])
-            stage.run(f"grep {stage.mount} /proc/mounts")
-            visit(stage, server)
-            chapter(7, "The client leaves, and the mount is gone")
-            client.send_signal(signal.SIGTERM)
-            if client.wait(20) != 0:
-                fail(f"fuse-gate ended with {client.returncode}")
-            end = time.monotonic() + 10
-            while str(stage.mount) in Path("/proc/mounts").read_text() and time.monotonic() < end:
-                time.sleep(0.02)
-            stage.run(f"ls {stage.runtime}/mnt")
-        if str(stage.runtime) in Path("/proc/mounts").read_text():
-            fail("a mount was left behind")
-    said = server_log.read_text()
-    if "Traceback" in said:
-        fail(f"the server complained:\n{said}")
-
-
-def visit(stage: Stage, server: subprocess.Popen[bytes]) -> None:
-    mount, project = stage.mount, stage.project
-    chapter(3, "The server's programs work on the client's files")
-    stage.run("ls -A", where=mount)
-    stage.run("grep -rn 'class Turnstile' src", where=mount)
-    stage.run("git log --oneline && git status --short && echo clean", where=mount)
-    stage.run("cc -o hello hello.c && ./hello", where=mount)
-
-    chapter(4, "An edit on either side is seen on the other")
-    stage.run(f"echo '/* written on the client */' >> {project}/hello.c && tail -n 1 {mount}/hello.c")
-    stage.run(f"echo '/* written on the server */' >> {mount}/hello.c && tail -n 2 {project}/hello.c")
-    stage.run("git diff --stat", where=mount)
-
-    chapter(5, "The gate")
-    say("Hidden: the file is there on the client, and does not exist on the server.")
-    stage.run(f"ls {project}/.env; cat {mount}/.env", expect=1)
-    say("Denied: a server must not plant hooks that run on the client.")
-    stage.run("echo 'rm -rf ~' > .git/hooks/pre-commit", where=mount, expect=2)
-    stage.run("rm vendor/library.c", where=mount, expect=1)
-    say("Why? The very gate that decided explains itself, rule and line.")
-    stage.run(f"fuse-gatectl --etc {stage.etc} explain acme /.git/hooks/pre-commit create", expect=1)
-    say("A new policy applies to the live session, open files included: from now on only reading.")
-    policy = stage.etc / "policy.yaml"
-    policy.write_text(policy.read_text().replace("allow: [read, write, execute, delete]", "allow: [read]"))
-    server.send_signal(signal.SIGHUP)
-    wait_for(stage.base / "server.log", "policy applied", server)
-    stage.run("echo more >> hello.c", where=mount, expect=2)
-
-    chapter(6, "Who touched what")
-    stage.run(f"fuse-gatectl --runtime {stage.runtime} sessions")
-    stage.run(f"fuse-gatectl --runtime {stage.runtime} audit --decision denied", show=10)
-    stage.run(f"fuse-gatectl --runtime {stage.runtime} audit --path /hello.c", show=8)
-    say("Every record is chained to the one before: a missing or altered one shows.")
-    stage.run(f"fuse-gatectl --runtime {stage.runtime} audit --verify")
+def obstacle() -> str:
+    """Why this machine cannot mount, and what to do about it; '' if it can."""
+    device, root = Path("/dev/fuse"), os.geteuid() == 0
+    if not device.exists():
+        return "this machine has no /dev/fuse. As root: modprobe fuse. A container needs --device /dev/fuse --cap-add SYS_ADMIN."
+    if not os.access(device, os.R_OK | os.W_OK):
+        mode = f"{device.stat().st_mode & 0o777:04o}"
+        return f"you may not open /dev/fuse (its mode is {mode}). As root: chmod 666 /dev/fuse, as udev does."
+    if root:
+        held = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if held is not None and not int(held[1], 16) & 1 << 21:
+            return "root may not mount here (no CAP_SYS_ADMIN). A container needs --cap-add SYS_ADMIN --device /dev/fuse."
+        return ""
+    program = shutil.which("fusermount3")
+    if program is None:
+        return "fusermount3 is missing. As root: apt-get install fuse3"
+    status = os.stat(program)
+    if status.st_uid != 0 or not status.st_mode & 0o4000:
+        return f"{program} is not setuid root, so it cannot mount for you. As root: chown root {program}; chmod u+s {program}"
+    if not os.path.exists("/etc/mtab"):
+        return "there is no /etc/mtab, by which fusermount3 knows your mounts. As root: ln -s /proc/self/mounts /etc/mtab"
+    return ""
 
 
 def main() -> int:
-    print(paint("fuse-gated: a remote client's directory as a real mount, every operation past a gate", "1"))
-    if os.geteuid() == 0:
-        say("As root: the kernel driver, mounted by the mount keeper; the daemon itself runs without privilege.")
-    else:
-        say("As an ordinary user: the libfuse driver, mounted by fusermount3.")
-    base = Path(tempfile.mkdtemp(prefix="fuse-gated-tour-"))
-    base.chmod(0o755)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Programs say what they like, and the terminal may not know all of it.
+        sys.stdout.reconfigure(errors="replace")
+    # Debian 13's users share with their group what they make; what a server trusts must be theirs alone.
+    os.umask(0o022)
+    screen = Screen()
+    if reason := obstacle():
+        print(screen.paint("bad", f"The tour cannot begin: {reason}"), file=sys.stderr)
+        return 1
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
+    screen.title("fuse-gated: a client's directory, mounted on a server, past a gate")
     try:
-        stage = Stage(base)
-        prepare(stage)
-        configure(stage)
-        tour(stage)
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
-    print(paint("\nThat was the tour. Nothing is left behind.", "1;36"))
+        with scratch() as base:
+            screen.say(OPENING.format(base=base))
+            Tour(Stage(base, screen), screen).go()
+    except TourError as error:
+        print(screen.paint("bad", f"\nThe tour failed: {error}"), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nThe tour was stopped.", file=sys.stderr)
+        return 130
+    screen.title("That was the tour. Nothing is left behind.")
+    screen.say("On your own files: docs/getting-started/quick-start.md")
     return 0
 
 

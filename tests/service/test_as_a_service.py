@@ -1,0 +1,206 @@
+"""fuse-gated with everything from a service manager, which the test plays: sockets, the keeper's connection, notifications."""
+
+import importlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from harness import ALLOW_ALL, Stage, mounts_beneath, need
+from harness.log import DEADLINE
+from harness.server import digest
+from harness.waiting import until
+
+from fuse_gated import control
+from fuse_gated.commands import fuse_gated as program
+from fuse_gated.commands import fuse_gated_mountd as keeper_program
+from fuse_gated.edge import process, seccomp
+
+NOBODY = 65534
+
+
+def policy(*rules: dict[str, object]) -> str:
+    """One tenant, acme, who may do everything after `rules`."""
+    tenant = {"tokens": [{"sha256": digest("acme")}], "users": ["root"], "rules": [*rules, *ALLOW_ALL]}
+    return yaml.safe_dump({"tenants": {"acme": tenant}})
+
+
+class Manager:
+    """What systemd does for the two units: it listens, connects one to the other, starts both, and hears what they tell."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.runtime, self.etc = directory, directory / "run", directory / "etc"
+        for made in (self.runtime, self.etc):
+            made.mkdir(mode=0o755)
+        self.write(policy())
+        settings = {"audit": {"to": "file", "file": str(directory / "log" / "audit")}}
+        (self.etc / "fuse-gated.yaml").write_text(yaml.safe_dump(settings))
+        (directory / "log").mkdir()
+        os.chown(directory / "log", NOBODY, NOBODY)
+        self.gate = socket.create_server(("127.0.0.1", 0))
+        self.url = f"ws://127.0.0.1:{self.gate.getsockname()[1]}"
+        self.control, self.keepers = (socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
+        self.control.bind(str(self.runtime / "control.sock"))
+        self.keepers.bind("")
+        for listener in (self.control, self.keepers):
+            listener.listen()
+        self.notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notified.bind(str(directory / "notify"))
+        (directory / "notify").chmod(0o777)
+        self.notified.settimeout(DEADLINE)
+        self.children: list[process.Child] = []
+
+    def write(self, text: str) -> None:
+        """The policy."""
+        path = self.etc / "policy.yaml"
+        path.write_text(text)
+        path.chmod(0o644)
+
+    def start(self, **environment: str) -> process.Child:
+        """Both, joined; the daemon, once it is ready."""
+        ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.connect(self.keepers.getsockname())
+        self._spawn({"mountd": self.keepers}, lambda: keeper_program.main(["--runtime", str(self.runtime)]), 0, {})
+        passed = {"a": self.gate, "b": self.control, "mountd": ours}
+        arguments = ["--etc", str(self.etc), "--runtime", str(self.runtime)]
+        environment["NOTIFY_SOCKET"] = str(self.directory / "notify")
+        daemon = self._spawn(passed, lambda: program.main(arguments), NOBODY, environment)
+        ours.close()
+        return daemon
+
+    def _spawn(
+        self, passed: dict[str, socket.socket], main: Callable[[], int], user: int, environment: dict[str, str]
+    ) -> process.Child:
+        def child() -> int:
+            high = [os.dup2(sock.fileno(), 900 + index) for index, sock in enumerate(passed.values())]
+            for number, fd in enumerate(high, 3):
+                os.dup2(fd, number)
+            os.closerange(3 + len(high), 1000)
+            os.environ.update({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": ":".join(passed)})
+            os.environ.update(environment)
+            if user:
+                # Imported now: the interpreter may lie where that user may not go.
+                importlib.import_module("systemd.daemon")
+                seccomp.library()
+                process.drop_to(user, user, [])
+            return main()
+
+        started = process.spawn(child)
+        self.children.append(started)
+        return started
+
+    def hear(self, beginning: str) -> str:
+        """The next notification that begins so."""
+        while not (heard := self.notified.recv(4096).decode()).startswith(beginning):
+            pass
+        return heard
+
+    def close(self) -> list[int | None]:
+        ended = [child.end(DEADLINE) for child in reversed(self.children)]
+        for sock in (self.gate, self.control, self.keepers, self.notified):
+            sock.close()
+        return ended
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    need("root", "fuse")
+    with Stage("kernel") as stage:
+        yield stage
+
+
+@pytest.fixture
+def manager(stage: Stage) -> Iterator[Manager]:
+    made = Manager(stage.directory)
+    try:
+        yield made
+    finally:
+        ended = made.close()
+        left = mounts_beneath(made.runtime)
+    assert left == []
+    assert set(ended) <= {0, 1, -signal.SIGKILL}
+
+
+def mounted(stage: Stage, manager: Any, name: str = "work") -> Any:
+    client = stage.export(manager, name=name)
+    client.mount_path()
+    return client
+
+
+def test_it_tells_how_it_is(stage: Stage, manager: Manager) -> None:
+    daemon = manager.start()
+    assert manager.hear("STATUS=0") == "STATUS=0 sessions, 1 tenants"
+    manager.hear("READY=1")
+    client = mounted(stage, manager)
+    assert manager.hear("STATUS") == "STATUS=1 sessions, 1 tenants"
+    (client.directory / "file").write_text("hello")
+    assert Path(client.mount_path(), "file").read_text() == "hello"
+    status = control.convert_status(control.call(str(manager.runtime), "status"))
+    assert (status.sessions, status.mountd, status.drivers) == (1, True, ("kernel",))
+    client.stop()
+    assert manager.hear("STATUS") == "STATUS=0 sessions, 1 tenants"
+    daemon.send_signal(signal.SIGTERM)
+    manager.hear("STOPPING=1")
+    assert [child.wait(DEADLINE) for child in manager.children] == [0, 0]
+
+
+def test_a_reload_is_told_from_its_beginning_to_its_end(stage: Stage, manager: Manager) -> None:
+    daemon = manager.start()
+    manager.hear("READY=1")
+    for text, status in ((": no policy", "; the newest policy is faulty and not applied"), (policy(), "")):
+        manager.write(text)
+        daemon.send_signal(signal.SIGHUP)
+        assert "MONOTONIC_USEC=" in manager.hear("RELOADING=1")
+        assert manager.hear("STATUS") == f"STATUS=0 sessions, 1 tenants{status}"
+        manager.hear("READY=1")
+
+
+def test_signs_of_life_are_given_in_time(manager: Manager) -> None:
+    manager.start(WATCHDOG_USEC="300000")
+    for _ in range(5):
+        manager.hear("WATCHDOG=1")
+
+
+def test_newcomers_are_refused_when_the_sockets_unit_is_stopped(stage: Stage, manager: Manager) -> None:
+    daemon = manager.start()
+    client = mounted(stage, manager)
+    daemon.send_signal(signal.SIGUSR1)
+    while manager.hear("STATUS") != "STATUS=1 sessions, 1 tenants; accepting nobody new":
+        pass
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(manager.gate.getsockname())
+    (client.directory / "file").write_text("hello")
+    assert Path(client.mount_path(), "file").read_text() == "hello"
+    client.stop()
+    assert manager.hear("STATUS") == "STATUS=0 sessions, 1 tenants; accepting nobody new"
+
+
+def test_a_daemon_whose_keeper_is_killed_ends_to_be_started_again(stage: Stage, manager: Manager) -> None:
+    daemon = manager.start()
+    client = mounted(stage, manager)
+    manager.children[0].send_signal(signal.SIGKILL)
+    assert daemon.wait(DEADLINE) == 1
+    client.program.wait()
+    # What it left is taken away by the next one.
+    manager.start()
+    manager.hear("READY=1")
+    until(lambda: mounts_beneath(manager.runtime) == [], "the dead mount's end")
+    mounted(stage, manager, "again").stop()
+
+
+def test_a_keeper_whose_daemon_is_killed_unmounts_and_ends(stage: Stage, manager: Manager) -> None:
+    daemon = manager.start()
+    client = mounted(stage, manager)
+    daemon.send_signal(signal.SIGKILL)
+    assert manager.children[0].wait(DEADLINE) == 0
+    assert mounts_beneath(manager.runtime) == []
+    client.program.wait()
+
+
+def test_a_keeper_by_hand_says_how_it_is_started(capfd: pytest.CaptureFixture[str]) -> None:
+    assert keeper_program.main([]) == 2
+    assert "systemctl start fuse-gated" in capfd.readouterr().err

@@ -1,0 +1,139 @@
+"""mounter.py: what the daemon asks the mount keeper, and what it makes of the answers, over the real channel."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fuse_gated.edge import keeping
+from fuse_gated.edge.channel import Channel
+from fuse_gated.edge.loop import Loop
+from fuse_gated.gate.gate import Gate
+from fuse_gated.gate.tenant import Identity, Tenant
+from fuse_gated.gate.verdict import ALL, READ, Rule
+from fuse_gated.mounter import Mounter
+
+IDENTITY = Identity(owner_uid=1000, owner_gid=1001, uids=(1000, 1002), gids=(7,))
+
+
+def gate(**changes: Any) -> Gate:
+    return Gate(Tenant(**{"name": "acme", "rules": (Rule("/**", allow=ALL),), **changes}), IDENTITY)
+
+
+class Scene:
+    """A mounter, and the keeper's end of its channel."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        ours, self.keeper = Channel.pair(keeping.ANSWERS, keeping.REQUESTS)
+        self._ours = ours
+        self.lost = 0
+        self.answers: list[tuple[keeping.FromKeeper, list[int]]] = []
+        self.mounter = Mounter(self.loop, ours, self._on_lost)
+
+    def _on_lost(self) -> None:
+        self.lost += 1
+
+    def then(self, answer: keeping.FromKeeper, fds: list[int]) -> None:
+        self.answers.append((answer, fds))
+
+    def asked(self) -> Any:
+        """What the keeper is asked next."""
+        received = self.keeper.receive()
+        assert received is not None
+        return received[0]
+
+    def close(self) -> None:
+        self.keeper.close()
+        self._ours.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    scene = Scene()
+    yield scene
+    scene.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "default_permissions", "noexec", "nosymfollow"),
+    [
+        ({}, False, False, False),
+        ({"ownership": "passthrough"}, True, False, False),
+        ({"rules": (Rule("/**", allow=READ),)}, False, True, False),
+        ({"symlinks": "deny"}, False, False, True),
+    ],
+    ids=["plain", "passthrough", "nothing to execute", "no links"],
+)
+def test_what_a_policy_asks_of_a_mount(
+    scene: Scene, changes: dict[str, Any], default_permissions: bool, noexec: bool, nosymfollow: bool
+) -> None:
+    scene.mounter.mount(gate(**changes), "work", scene.then)
+    asked = scene.asked()
+    assert (asked.tenant, asked.export, asked.uids, asked.gids, asked.anyone) == ("acme", "work", (1000, 1002), (7,), False)
+    assert (asked.default_permissions, asked.noexec, asked.nosymfollow) == (default_permissions, noexec, nosymfollow)
+
+
+def test_answers_may_come_in_any_order(scene: Scene) -> None:
+    scene.mounter.mount(gate(), "one", scene.then)
+    scene.mounter.unmount("acme", "two", scene.then)
+    first, second = scene.asked(), scene.asked()
+    reader, writer = os.pipe()
+    scene.keeper.send(keeping.Done(id=second.id))
+    scene.keeper.send(keeping.Mounted(id=first.id, path="/mnt/acme/one"), [reader])
+    scene.loop.turn()
+    scene.loop.turn()
+    (done, none), (mounted, fds) = scene.answers
+    assert (done, none) == (keeping.Done(id=second.id), [])
+    assert mounted == keeping.Mounted(id=first.id, path="/mnt/acme/one")
+    assert os.fstat(fds[0]).st_ino == os.fstat(reader).st_ino
+    for descriptor in (*fds, reader, writer):
+        os.close(descriptor)
+
+
+def test_a_new_policy_is_for_the_tenant_and_for_each_mount(scene: Scene) -> None:
+    scene.mounter.apply(gate(rules=(Rule("/**", allow=READ),)), ["one", "two"])
+    access, *remounts = scene.asked(), scene.asked(), scene.asked()
+    assert (type(access), access.tenant, access.uids, access.gids) == (keeping.Access, "acme", (1000, 1002), (7,))
+    assert [(type(one), one.export, one.noexec) for one in remounts] == [
+        (keeping.Remount, "one", True),
+        (keeping.Remount, "two", True),
+    ]
+    for request in (access, *remounts):
+        scene.keeper.send(keeping.Done(id=request.id))
+        scene.loop.turn()
+    assert scene.answers == [], "nobody waits for it"
+
+
+def test_nothing_was_said(scene: Scene) -> None:
+    scene.mounter._ready(0)
+    assert scene.mounter.alive
+    assert scene.lost == 0
+
+
+@pytest.mark.parametrize("end", ["gone", "nonsense"])
+def test_a_keeper_that_is_lost(scene: Scene, end: str) -> None:
+    """Who waits is told, once, and who asks from now on is told at once."""
+    scene.mounter.mount(gate(), "one", scene.then)
+    scene.asked()
+    if end == "nonsense":
+        os.write(scene.keeper.fileno(), b"\xc1")
+    else:
+        scene.keeper.close()
+    scene.loop.turn()
+    assert (scene.lost, scene.mounter.alive) == (1, False)
+    assert [answer for answer, _ in scene.answers] == [keeping.Refused(id=1, reason="the mount keeper is gone")]
+    scene.keeper.close()
+    scene.mounter.unmount("acme", "one", scene.then)
+    answer = scene.answers[1][0]
+    assert isinstance(answer, keeping.Refused)
+    assert answer.reason.startswith("the mount keeper does not answer: ")
+
+
+def test_a_keeper_that_does_not_read(scene: Scene) -> None:
+    while not scene.answers:
+        scene.mounter.unmount("acme", "one", scene.then)
+    assert isinstance(scene.answers[0][0], keeping.Refused)
+    assert scene.mounter.alive

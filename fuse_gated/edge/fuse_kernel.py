@@ -189,6 +189,8 @@ class KernelDriver:
         chosen = flags & sum(FLAGS.values())
         max_write = MAX_WRITE if chosen & FLAGS["MAX_PAGES"] else 32 * 4096
         self.negotiated = Negotiated(min(minor, MINOR), chosen, max_write)
+        # Whoever mounts may have let the kernel read ahead further than it offers here; it takes the smaller of the two.
+        readahead = max(readahead, max_write)
         answer = _INIT_OUT.pack(
             MAJOR, self.negotiated.minor, readahead, chosen & 0xFFFFFFFF,
             64, 48, max_write, 1, max_write // 4096, 0, chosen >> 32, 0,

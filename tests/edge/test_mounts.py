@@ -12,7 +12,7 @@ from typing import Any
 
 import posix1e
 import pytest
-from harness import need
+from harness import need, need_that
 from harness.namespace import enter_private_namespace
 from harness.persona import Persona
 
@@ -190,6 +190,19 @@ def test_unmounting_takes_the_topmost_and_says_when_there_is_none(point: Path) -
     assert mounts.unmount(str(point))
     assert not mounts.unmount(str(point))
     assert not mounts.unmount(str(point / "missing"))
+
+
+def test_the_kernel_may_read_ahead_as_much_as_one_read_brings(point: Path) -> None:
+    device = mount(point)
+    try:
+        lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        number = next(fields[2] for fields in lines if fields[4] == str(point))
+        setting = Path(f"/sys/class/bdi/{number}/read_ahead_kb")
+        need_that(os.access(setting, os.W_OK) and not os.statvfs("/sys").f_flag & os.ST_RDONLY, "/sys is read-only here")
+        assert int(setting.read_text()) == mounts.MAX_READ // 1024
+    finally:
+        os.close(device)
+        mounts.unmount(str(point))
 
 
 def test_unmounting_follows_no_link(point: Path) -> None:

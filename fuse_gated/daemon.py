@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from fuse_gated import supervision, worker
+from fuse_gated import supervision, worker_process
 from fuse_gated.config.settings import Settings
 from fuse_gated.config.settings_file import at_fault
 from fuse_gated.desk import Desk
@@ -39,6 +39,7 @@ from fuse_gated.libfuse_mounter import LibfuseMounter
 from fuse_gated.mounter import Mounter
 from fuse_gated.standalone import DaemonParts
 from fuse_gated.supervision import CLOSE_LIMIT, CLOSE_LOGIN, CLOSE_POLICY
+from fuse_gated.worker import Visitor
 
 PROGRAM: Final = "fuse-gated"
 _END_PATIENCE: Final = 6.0
@@ -160,12 +161,12 @@ class Daemon:
     def _fork(self, sock: socket.socket, address: str) -> None:
         session = secrets.token_hex(8)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        visitor = worker.Visitor(session, address)
+        visitor = Visitor(session, address)
         own_pid, runtime = os.getpid(), str(self._parts.runtime)
         with theirs:
             try:
                 child = process.spawn(
-                    lambda: worker.run(sock, theirs, visitor, self.settings, runtime, self._tls, own_pid), program=PROGRAM
+                    lambda: worker_process.run(sock, theirs, visitor, self.settings, runtime, self._tls, own_pid), program=PROGRAM
                 )
             except OSError:
                 ours.close()

@@ -20,7 +20,7 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
-from fuse_gated import supervision
+from fuse_gated import supervision, worker_process
 from fuse_gated import worker as worker_module
 from fuse_gated.config.settings import Audit, Settings
 from fuse_gated.edge import hosting, process
@@ -197,7 +197,7 @@ def test_a_login_whose_client_is_gone(scene: Scene, records: Callable[[], str], 
     scene.leave()
     before = records()
     scene.say(message)
-    assert scene.worker.tenant is None
+    assert scene.worker.login.tenant is None
     assert records() == before, "its end is told once"
 
 
@@ -291,7 +291,7 @@ class Forked:
         self.client, self.daemon = Client(ours), Channel(daemons, supervision.FROM_WORKER)
         own = os.getpid()
         with theirs, workers:
-            self.child = process.spawn(lambda: worker_module.run(theirs, workers, VISITOR, settings, str(runtime), tls, own))
+            self.child = process.spawn(lambda: worker_process.run(theirs, workers, VISITOR, settings, str(runtime), tls, own))
 
     def close(self) -> None:
         self.child.end(DEADLINE)

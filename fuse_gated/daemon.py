@@ -27,14 +27,14 @@ from fuse_gated.desk import Desk
 from fuse_gated.door import Door
 from fuse_gated.edge import etc, keeping, process
 from fuse_gated.edge.channel import Channel
-from fuse_gated.edge.journal import Journal, audit_file, open_journal
 from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.systemd import Manager
-from fuse_gated.errors import ConfigurationError, OperatorError, PeerError
+from fuse_gated.errors import ConfigurationError, PeerError
 from fuse_gated.gate.admission import Logins, may_open
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.guest import Guest
+from fuse_gated.journals import Journals
 from fuse_gated.libfuse_mounter import LibfuseMounter
 from fuse_gated.mounter import Mounter
 from fuse_gated.standalone import DaemonParts
@@ -45,8 +45,6 @@ PROGRAM: Final = "fuse-gated"
 _END_PATIENCE: Final = 6.0
 _LOGIN_SLACK: Final = 2.0
 _LOOK_EVERY: Final = 1.0
-_COMPLAIN_EVERY: Final = 60.0
-_TRY_AGAIN: Final = 0.1
 
 
 class Daemon:
@@ -66,9 +64,9 @@ class Daemon:
         self._manager = Manager()
         self._closed = False
         self._faulty = False
-        self._complains_again = 0.0
         self._ending = False
         self._status = 0
+        self._journals = Journals(self.loop, settings.audit, str(parts.runtime), self.guests.values, self._give_journal)
         if parts.mountd is not None and "kernel" in settings.drivers:
             channel = Channel(parts.mountd, keeping.ANSWERS, max_fds=1)
             self.drivers, self.mounter = ("kernel",), Mounter(self.loop, channel, self._keeper_lost)
@@ -81,7 +79,14 @@ class Daemon:
         """Serve; the exit status. Raises ConfigurationError if the policy is at fault."""
         self._use(read_tenants(self._directory))
         _allow_descriptors()
-        self._door = Door(self.loop, self._parts.listeners, self.settings.admission, self._fork, silent=self._tls is not None)
+        self._door = Door(
+            self.loop,
+            self._parts.listeners,
+            self.settings.admission,
+            self._fork,
+            self._journals.turned_away,
+            silent=self._tls is not None,
+        )
         Desk(self.loop, self._parts.control, self)
         signal.signal(signal.SIGHUP, lambda *_: self.loop.from_thread(self.reload))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -97,6 +102,7 @@ class Daemon:
         self._manager.ready()
         process.tell(PROGRAM, f"ready: listening on {where}, {len(self.tenants)} tenants, {self.drivers[0]} driver")
         self.loop.run()
+        self._journals.close()
         return self._status
 
     def end(self) -> None:
@@ -128,7 +134,7 @@ class Daemon:
     def reload(self) -> None:
         """Read the policy anew and give it to the live sessions. A faulty one changes nothing."""
         self._manager.reloading()
-        self._reopen_journal()
+        self._journals.reopen()
         try:
             read = read_tenants(self._directory)
         except ConfigurationError as error:
@@ -201,7 +207,7 @@ class Daemon:
             case supervision.Ending():
                 self._unmount(guest)
             case supervision.JournalBroken(reason=reason):
-                self._journal_broken(guest, reason)
+                self._journals.broken(guest, reason)
             case supervision.Report() as report:
                 guest.report = report
                 asked, guest.asked = guest.asked, []
@@ -386,48 +392,8 @@ class Daemon:
             # It does not read: nothing that it serves is worth waiting for.
             guest.child.send_signal(signal.SIGKILL)
 
-    def _journal_broken(self, guest: Guest, reason: str) -> None:
-        if self.loop.now >= self._complains_again:
-            self._complains_again = self.loop.now + _COMPLAIN_EVERY
-            if self.settings.audit.to == "journal":
-                where, hint = "the journal", "look at systemctl status systemd-journald"
-            else:
-                where, hint = audit_file(self.settings.audit, str(self._parts.runtime)), "make room where it lies"
-            # A worker may be anyone's by now, and this is for a terminal.
-            why = reason[:100] if reason.isprintable() else "for a reason that cannot be shown"
-            told = f"audit records of {guest.shown}, and perhaps of others, cannot be written to {where} ({why})"
-            process.tell(PROGRAM, f"{told}: what they would tell of fails with EIO until they can; {hint}")
-        if not guest.awaits_journal:
-            guest.awaits_journal = True
-            self._bring_journal(guest)
-
-    def _bring_journal(self, guest: Guest) -> None:
-        """Until there is one: a journald that is started again is back before a session's patience is over."""
-        try:
-            journal = open_journal(self.settings.audit, str(self._parts.runtime))
-        except OperatorError:
-            if not guest.dead:
-                self.loop.after(_TRY_AGAIN, lambda: self._bring_journal(guest))
-            return
-        guest.awaits_journal = False
-        self._give(guest, journal)
-        journal.close()
-
-    def _reopen_journal(self) -> None:
-        """A file that was rotated away is left by all. A journal's sockets stay: nobody rotates those."""
-        if self.settings.audit.to == "journal":
-            return
-        try:
-            journal = open_journal(self.settings.audit, str(self._parts.runtime))
-        except OperatorError as error:
-            process.tell(PROGRAM, f"the audit file was not opened again: {error}")
-            return
-        for guest in list(self.guests.values()):
-            self._give(guest, journal)
-        journal.close()
-
-    def _give(self, guest: Guest, journal: Journal) -> None:
-        self._say(guest, supervision.JournalOpened(), [journal.fileno()])
+    def _give_journal(self, guest: Guest, descriptor: int) -> None:
+        self._say(guest, supervision.JournalOpened(), [descriptor])
 
     def _end_guest(self, guest: Guest, code: int, reason: str) -> None:
         self._say(guest, supervision.End(code, reason))

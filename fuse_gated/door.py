@@ -30,6 +30,7 @@ class Door:
         listeners: Sequence[socket.socket],
         admission: Admission,
         admit: Callable[[socket.socket, str], None],
+        on_turned_away: Callable[[str, str], None],
         *,
         silent: bool,
     ) -> None:
@@ -37,6 +38,7 @@ class Door:
         self._listeners = listeners
         self._startups = Startups(admission.startups, admission.per_address)
         self._admit = admit
+        self._on_turned_away = on_turned_away
         self._silent = silent
         self._shut = False
         self._turned_away: set[socket.socket] = set()
@@ -71,6 +73,7 @@ class Door:
             address = peer[0] if isinstance(peer, tuple) else ""
             refusal = self._startups.admit(address)
             if refusal is not None:
+                self._on_turned_away(address, refusal.reason)
                 self._turn_away(sock, refusal.status, refusal.reason)
                 continue
             try:
@@ -78,6 +81,7 @@ class Door:
             except OSError as error:
                 self._startups.done(address)
                 process.tell(PROGRAM, f"cannot start a worker: {error.strerror} (are processes or memory short?)")
+                self._on_turned_away(address, "the server cannot start a worker now")
                 self._turn_away(sock, 503, "the server cannot start a worker now")
 
     def _turn_away(self, sock: socket.socket, status: int, reason: str) -> None:

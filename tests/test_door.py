@@ -22,14 +22,18 @@ class House:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address: Address = self.listener.getsockname()
         self.admitted: list[socket.socket] = []
+        self.turned_away: list[tuple[str, str]] = []
         self.trouble: OSError | None = None
-        self.door = Door(self.loop, [self.listener], admission, self._admit, silent=silent)
+        self.door = Door(self.loop, [self.listener], admission, self._admit, self._turned_away, silent=silent)
 
     def _admit(self, sock: socket.socket, address: str) -> None:
         assert address == "127.0.0.1"
         if self.trouble is not None:
             raise self.trouble
         self.admitted.append(sock)
+
+    def _turned_away(self, address: str, reason: str) -> None:
+        self.turned_away.append((address, reason))
 
     def come(self) -> socket.socket:
         """A stranger who says something at once."""
@@ -73,6 +77,7 @@ def test_who_is_let_in(house: House) -> None:
             answer = said(house, third)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"\r\n\r\n2 connections have not logged in yet, as many as may" in answer
+        assert [(address, reason[:13]) for address, reason in house.turned_away] == [("127.0.0.1", "2 connections")]
         house.door.logged_in("127.0.0.1")
         with house.come():
             assert len(house.admitted) == 3
@@ -85,6 +90,7 @@ def test_a_worker_that_cannot_be_started(house: House, capsys: pytest.CaptureFix
         with house.come() as stranger:
             assert said(house, stranger).endswith(b"the server cannot start a worker now\n")
     assert "cannot start a worker: Resource temporarily unavailable" in capsys.readouterr().err
+    assert house.turned_away == [("127.0.0.1", "the server cannot start a worker now")] * 3
     house.trouble = None
     with house.come():
         assert len(house.admitted) == 1

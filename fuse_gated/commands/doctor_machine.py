@@ -129,6 +129,9 @@ def _fusermount3(machine: Machine) -> Check:
         status = os.stat(program)
         if status.st_uid != 0 or not status.st_mode & stat.S_ISUID:
             return Check(name, state, f"{program} is not setuid root", f"chown root {program}; chmod u+s {program}")
+    if not (machine.root / "etc/mtab").exists():
+        missing = "there is no /etc/mtab, without which it takes no mount away"
+        return Check(name, state, missing, "ln -s /proc/self/mounts /etc/mtab")
     return ok(name, f"{found}, setuid root")
 
 

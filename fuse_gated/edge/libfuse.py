@@ -55,6 +55,8 @@ PROTOCOL_MINOR: Final = 19
 """libfuse 2.9 answers every newer kernel with this minor version."""
 DEVICE: Final = "/dev/fuse"
 CONFIGURATION: Final = "/etc/fuse.conf"
+TABLE: Final = "/etc/mtab"
+"""By which fusermount knows whose a mount is: without it, it takes none away."""
 
 _PATIENCE: Final = 5.0
 _NO_NAME: Final = b"x" * 2**20
@@ -107,6 +109,9 @@ def check() -> None:
     status = os.stat(program)
     if os.geteuid() and (status.st_uid != 0 or not status.st_mode & stat.S_ISUID):
         raise OperatorError(f"{program} is not setuid root, so it cannot mount for us", "as root: reinstall fuse3")
+    if not os.path.exists(TABLE):
+        hint = f"as root: ln -s /proc/self/mounts {TABLE}"
+        raise OperatorError(f"there is no {TABLE}, without which fusermount takes no mount away", hint)
     library()
 
 

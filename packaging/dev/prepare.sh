@@ -64,9 +64,10 @@ if [ -n "$missing" ]; then
 
 then start this again, as yourself."
   echo "prepare: installing$missing"
-  apt-get update -qq
   # shellcheck disable=SC2086
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+  said=$({ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } 2>&1) ||
+    stop "apt-get failed:
+$said"
   find_python
 fi
 [ -n "$python" ] || stop "Python 3.11 or later is needed; this machine has $(python3 --version 2>&1)"

@@ -129,6 +129,15 @@ def test_without_openat2_nothing_with_a_path_is_tried(root: Path, hung: Path) ->
     assert mode == root.stat().st_mode
 
 
+def test_without_openat2_only_the_root_is_certain(root: Path) -> None:
+    with contextlib.closing(Beneath(os.fsencode(root), openat2=False)) as beneath, beneath.within_mount:
+        for look, path in ((beneath.parent, b"x"), (beneath.parent, b"x/y"), (beneath.node, b"x")):
+            with pytest.raises(BeyondMount):
+                look(path)
+        with beneath.node(b"") as node:
+            assert node == beneath.root
+
+
 def test_long_paths_are_left_to_those_who_may_wait(root: Path) -> None:
     deep = b"/".join([b"n" * 200] * 25)
     with contextlib.closing(Beneath(os.fsencode(root))) as beneath, beneath.within_mount:

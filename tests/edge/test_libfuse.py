@@ -84,6 +84,15 @@ def test_with_a_fusermount_that_is_not_setuid(device: None, path: Path, monkeypa
     libfuse.check()
 
 
+def test_without_a_table_of_mounts(device: None, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(path / "fusermount")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    table = str(tmp_path / "mtab")
+    monkeypatch.setattr(libfuse, "TABLE", table)
+    with pytest.raises(OperatorError, match=rf"there is no {table}, .* \(as root: ln -s /proc/self/mounts {table}\)"):
+        libfuse.check()
+
+
 def test_root_needs_no_setuid(device: None, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(path / "fusermount")
     monkeypatch.setattr(os, "geteuid", lambda: 0)

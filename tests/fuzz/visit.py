@@ -5,6 +5,7 @@ import hashlib
 import os
 import socket
 import struct
+import threading
 
 from connections import MOST_TURNS, message, said, send, turn
 from sans_io import RULES
@@ -68,6 +69,8 @@ class _Visit:
         self.kernel, self.fuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.kernel.setblocking(False)
         self.mounted = False
+        self.descriptor: int | None = None
+        """The worker's of the mount, which in a process of its own would end with it."""
         visitor = Visitor("visit", "192.0.2.1")
         self.worker = Worker(self.loop, ours, self.channel, self.journal, self.notifier, visitor, Settings())
 
@@ -77,7 +80,10 @@ class _Visit:
             self.turns(6)
         if stage >= 2:
             send(self.stranger, message(HELLO, masked=True))
-            self.turns(6)
+            for _ in range(MOST_TURNS):
+                self.turns(1)
+                if self.mounted:
+                    break
             assert self.mounted, "a proper login did not come to a mount"
         send(self.stranger, said(stage, rest, masked=True))
         self.turns(4)
@@ -92,6 +98,8 @@ class _Visit:
     def turns(self, count: int) -> None:
         for _ in range(count):
             turn(self.loop)
+            if self.worker.driver is not None:
+                self.descriptor = self.worker.driver.fd
             self._be_daemon()
             self._be_kernel()
 
@@ -105,7 +113,7 @@ class _Visit:
                             supervision.LoggedIn(_TENANT, _IDENTITY) if known else supervision.LoginRefused("nobody's token")
                         )
                     case supervision.Open():
-                        self.daemon.send(supervision.Opened("/run/m", "kernel"), [os.dup(self.fuse.fileno())])
+                        self.daemon.send(supervision.Opened("/run/m", "kernel"), [self.fuse.fileno()])
                         self._ask(26, 0, _INIT)
                         for number, (opcode, body) in enumerate(_KERNEL_ASKS, 1):
                             self._ask(opcode, 2 * number, body)
@@ -122,11 +130,14 @@ class _Visit:
                 self.mounted = True
 
     def close(self) -> None:
-        # Before the descriptor is another's.
+        # What it still has to write must be written before the descriptor is another's.
         self.notifier.stop()
+        for thread in threading.enumerate():
+            if thread.name == "notify":
+                thread.join()
         self.worker.socket.abort()
-        if self.worker.driver is not None:
-            os.close(self.worker.driver.fd)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
         for one in (self.stranger, self.channel, self.daemon, self.kernel, self.fuse, self.loop):
             one.close()
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -25,19 +24,10 @@ class Program:
     """`python -m MODULE ARGUMENTS…`, running from the moment it is made.
 
     `mark` goes into the environment, so that what it starts can be found; `user` is a uid to run as (group of the same
-    number), for which it is started through setpriv(1). `inherited` are descriptors that it gets too.
+    number), for which it is started through setpriv(1).
     """
 
-    def __init__(
-        self,
-        name: str,
-        module: str,
-        arguments: list[str],
-        directory: Path,
-        mark: str,
-        user: int | None = None,
-        inherited: Collection[int] = (),
-    ) -> None:
+    def __init__(self, name: str, module: str, arguments: list[str], directory: Path, mark: str, user: int | None = None) -> None:
         self.name = name
         self.stdout, self.stderr = Log(directory / f"{name}.stdout"), Log(directory / f"{name}.stderr")
         command = [sys.executable, "-W", "default::ResourceWarning", "-m", module, *arguments]
@@ -57,7 +47,6 @@ class Program:
                 stderr=stderr,
                 env={**os.environ, "PYTHONPATH": path, MARK: mark},
                 start_new_session=True,
-                pass_fds=inherited,
             )
         self.awaited = False
         LIVE.append(self)

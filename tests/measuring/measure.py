@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Final
 
@@ -88,7 +89,9 @@ def report(data: Path) -> list[str]:
     os.chdir(TOP)
     measured = coverage.Coverage(data_file=str(data.resolve() / "coverage"), config_file=str(TOP / "pyproject.toml"))
     measured.load()
-    with contextlib.suppress(coverage.exceptions.NoDataError):
+    with contextlib.suppress(coverage.exceptions.NoDataError), warnings.catch_warnings():
+        # A process that was killed as it wrote.
+        warnings.filterwarnings("ignore", "Data file .* isn't a coverage data file")
         measured.combine(keep=False)
     measured.save()
     # Tests run copies of the package too, with a fault in each.

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from harness import Server
 from harness.hostile import SILENCE, Answer, HostileClient, Message, attributes, directory, file, honest, memory, reply
-from harness.waiting import told, until, wait_for_record
+from harness.waiting import records, told, until, wait_for_record
 
 from fuse_gated import control
 from fuse_gated.operations import Filesystem
@@ -438,7 +438,8 @@ def test_an_upgrade_without_a_hello_is_sent_away(unharmed: Server) -> None:
 
 
 def test_500_strangers_at_once(unharmed: Server, witness: Any) -> None:
-    """40 may wait, 30 from one address; the rest is told 503 or 429, and the honest session works on."""
+    """40 may wait, 30 from one address; the rest is told 503 or 429, and the honest session works on. Each is in the audit."""
+    before = len(told(unharmed))
     strangers = []
     for number in range(500):
         strangers.append(stranger(unharmed, b"GET / HTTP/1.1\r\n", f"127.0.0.{number // 100 + 1}"))
@@ -465,6 +466,12 @@ def test_500_strangers_at_once(unharmed: Server, witness: Any) -> None:
             client.leave()
             return True
 
+    def audited() -> int:
+        return sum(int(record.get("FUSE_GATED_COUNT", 1)) for record in records(unharmed, before, kind="connection-refused"))
+
+    until(lambda: audited() == 500, f"500 records; told is {[record['MESSAGE'] for record in records(unharmed, before)][-5:]}")
+    away = records(unharmed, before, says="have not logged in yet", kind="connection-refused")
+    assert len(away) < 20, "they are told together"
     until(is_let_in, "they have gone, so there is room again")
 
 

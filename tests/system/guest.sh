@@ -21,6 +21,8 @@ mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts dev/pts; ln -
 mount -t tmpfs -o mode=1777 tmpfs dev/shm
 mount -t tmpfs -o mode=755 tmpfs run; mount -t tmpfs -o mode=1777 tmpfs tmp
 mkdir -p run/old; pivot_root . run/old; umount -l /run/old; mount --make-rshared /
+# As systemd sets it where it is no container: so many records may wait for journald.
+echo 512 >/proc/sys/net/unix/max_dgram_qlen
 exec env -i container=guest PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd </dev/null >/run/console.log 2>&1'
 ( echo "$BASHPID" >"$group/cgroup.procs"
   exec unshare --pid --fork --kill-child --mount --propagation private --cgroup --uts --ipc --net bash -ec "$boot" boot "$root" "$work" "$name" ) </dev/null >&2 &

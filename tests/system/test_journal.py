@@ -41,6 +41,8 @@ def test_names_that_are_no_text_survive(service: Guest) -> None:
 def test_not_one_record_of_a_burst_is_lost(service: Guest) -> None:
     """journald's own limit is 10,000 in 30 s (RateLimitBurst= of journald.conf(5))."""
     service.write_policy(service.policy({"path": "/kept", "deny": ["write"]}))
+    # Not the 200/s at which refusals are answered: as fast as they come.
+    service.write_settings({"audit": {"refusals": "100000/s"}})
     client = service.client().mounted()
     service.path(f"{client.export}/kept").write_text("")
     # Each refusal is a record. As root, whom the tenant's directory does not keep out.
@@ -60,3 +62,19 @@ def test_not_one_record_of_a_burst_is_lost(service: Guest) -> None:
     sequences = [int(line) for line in told.split()]
     assert len(sequences) == len(set(sequences)) == BURST
     assert service.run("fuse-gatectl", "audit", "--verify", "--session", session, timeout=600).returncode == 0
+
+
+def test_journald_can_be_restarted_under_a_session(service: Guest) -> None:
+    """Its socket is systemd's, so nothing is refused, and nothing is missing after it."""
+    service.write_policy(service.policy(audit="everything"))
+    client = service.client().mounted()
+    session = client.wait_for("mounted")["session"]
+    for round_ in range(3):
+        service.run("systemctl", "restart", "systemd-journald.service")
+        service.path(f"{client.export}/file").write_text(f"round {round_}")
+        assert service.run_as("reader", "cat", f"{client.mount}/file").stdout == f"round {round_}"
+    client.stop()
+    service.run("journalctl", "--sync")
+    verified = service.run("fuse-gatectl", "audit", "--verify", "--session", session)
+    assert "whole" in verified.stdout
+    assert "still open" not in verified.stdout

@@ -227,7 +227,7 @@ def obstacle() -> str:
     if status.st_uid != 0 or not status.st_mode & 0o4000:
         return f"{program} is not setuid root, so it cannot mount for you. As root: chown root {program}; chmod u+s {program}"
     if not os.path.exists("/etc/mtab"):
-        return "there is no /etc/mtab, by which fusermount3 knows your mounts. As root: ln -s /proc/self/mounts /etc/mtab"
+        return "there is no /etc/mtab, without which fusermount3 takes no mount away. As root: ln -s /proc/self/mounts /etc/mtab"
     return ""
 
 

@@ -1,15 +1,17 @@
 """What every Python process runs first while `make coverage` measures (see ../measure.py): no process and no thread of the
 product goes unmeasured, and the product knows nothing of it."""
 
+import atexit
 import importlib.abc
 import importlib.util
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 _BINDINGS = ("fusepy", "fuse")
 
@@ -63,8 +65,24 @@ def _traced(wrapper: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _undisturbed(exit_: Callable[[int], NoReturn]) -> Callable[[int], NoReturn]:
+    def call(status: int) -> NoReturn:
+        _block_signals()
+        exit_(status)
+
+    return call
+
+
+def _block_signals() -> None:
+    """To write what was measured takes a while, in which a process that has done all it had to would be ended by a SIGTERM."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
 if "COVERAGE_PROCESS_START" in os.environ:
     import coverage
 
     coverage.process_startup()
+    os._exit = _undisturbed(os._exit)
+    # What is registered last runs first.
+    atexit.register(_block_signals)
     sys.meta_path.insert(0, _Binding())

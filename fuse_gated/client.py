@@ -6,7 +6,6 @@ own; after it, requests come and answers go until either side leaves.
 
 import contextlib
 import enum
-import http
 import socket
 import threading
 from collections.abc import Callable
@@ -25,7 +24,8 @@ from fuse_gated.edge.files import Export
 from fuse_gated.edge.loop import Loop, Timer
 from fuse_gated.edge.pool import Pool
 from fuse_gated.edge.websocket import WebSocket
-from fuse_gated.errors import GateError, PeerError, ProtocolError, RefusedError
+from fuse_gated.endings import ending, refusal
+from fuse_gated.errors import GateError, PeerError, ProtocolError
 from fuse_gated.wire import codec
 from fuse_gated.wire.messages import MAX_MESSAGE, SUBPROTOCOL, Asked, Cancel, FromServer, Hello, Offer, Welcome
 
@@ -36,7 +36,6 @@ PING_EVERY: Final = 15.0
 DEAD_AFTER: Final = 45.0
 _GOODBYE: Final = "goodbye"
 _ENDING_TIMEOUT: Final = 2.0
-_LONGEST_TEXT: Final = 500
 
 
 class State(enum.Enum):
@@ -159,7 +158,7 @@ class Client:
     def on_response(self, response: Response) -> None:
         assert self._websocket is not None
         if self._websocket.protocol.state is not ProtocolState.OPEN:
-            self._fail(_refusal(response, self._websocket), 1002)
+            self._fail(refusal(response, self._websocket), 1002)
         elif self._websocket.protocol.subprotocol != SUBPROTOCOL:
             self._fail(PeerError(f"the server does not speak {SUBPROTOCOL}", "is it a fuse-gated server?"), 1002)
         else:
@@ -184,7 +183,7 @@ class Client:
 
     def on_closed(self, code: int, reason: str) -> None:
         assert self._websocket is not None
-        self._lost(None if self._leaving else self._failure or _ending(self._websocket, code, reason))
+        self._lost(None if self._leaving else self._failure or ending(self._websocket, code, reason))
 
     def _frame(self, frame: FromServer) -> None:
         if isinstance(frame, Asked):
@@ -243,54 +242,3 @@ class Client:
     def _queued(self) -> int:
         assert self._websocket is not None
         return self._websocket.queued
-
-
-def _refusal(response: Response, websocket: WebSocket) -> GateError:
-    """What an answer to the upgrade means that does not open the connection."""
-    text = bytes(response.body or b"")[:_LONGEST_TEXT].decode("utf-8", "replace").strip()
-    match response.status_code:
-        case http.HTTPStatus.UNAUTHORIZED:
-            return RefusedError(f"the server refused the login: {text}", "is it the right token file, and the right server?")
-        case http.HTTPStatus.FORBIDDEN:
-            return RefusedError(f"the server refused: {text}", "ask the server's operator what the policy allows")
-        case http.HTTPStatus.TOO_MANY_REQUESTS:
-            return RefusedError(f"the server takes no more connections from here: {text}", "try again later")
-        case http.HTTPStatus.SERVICE_UNAVAILABLE:
-            return PeerError(f"the server is not available: {text}", "try again later")
-        case http.HTTPStatus.SWITCHING_PROTOCOLS:
-            return PeerError(f"the upgrade failed: {websocket.protocol.handshake_exc}", "is it a fuse-gated server?")
-        case status:
-            return PeerError(f"the server answered {status} {response.reason_phrase}: {text}", "is it a fuse-gated server?")
-
-
-def _ending(websocket: WebSocket, code: int, reason: str) -> GateError:
-    """What a connection's end means that we did not want."""
-    protocol = websocket.protocol
-    reason = reason[:_LONGEST_TEXT]
-    if websocket.tls_error:
-        untrusted = "CERTIFICATE_VERIFY_FAILED" in websocket.tls_error
-        hint = "name the authority that signed the server's certificate with --ca" if untrusted else "is it a wss:// server?"
-        return PeerError(websocket.tls_error, hint)
-    if protocol.handshake_exc is not None:
-        if isinstance(protocol.handshake_exc.__cause__, EOFError):
-            hint = "a server may want a certificate (--cert), or TLS (wss://)"
-            return PeerError("the server broke off the connection before it answered", hint)
-        return PeerError(f"the upgrade failed: {protocol.handshake_exc}", "is it a fuse-gated server?")
-    if protocol.close_sent is not None and not protocol.close_rcvd_then_sent:
-        # websockets, or our WebSocket, found the fault itself.
-        return ProtocolError(f"the server broke the protocol: {protocol.close_sent.reason}", code)
-    if 4000 <= code < 4100:
-        return RefusedError(f"the server refused: {reason}", "ask the server's operator")
-    match code:
-        case 1000:
-            return PeerError(f"the server ended the session: {reason}")
-        case 1001:
-            return PeerError(f"the server is going away: {reason}", "start again once it is back")
-        case 1006:
-            return PeerError("the server broke off the connection", "see the server's log")
-        case 1008:
-            return PeerError(f"the server says that this client broke the rules: {reason}", "are both of one version?")
-        case 1011:
-            return PeerError(f"the server failed: {reason}", "see the server's log")
-        case _:
-            return PeerError(f"the server closed the connection with {code}: {reason}")

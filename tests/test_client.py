@@ -529,7 +529,16 @@ def test_a_server_that_nobody_vouches_for(stage: Stage, authority: Authority) ->
 
 def test_a_server_with_anothers_name(stage: Stage, authority: Authority) -> None:
     stage.set(one_request, server_context(authority.issue("other", names="DNS:elsewhere.example")))
-    assert "CERTIFICATE_VERIFY_FAILED" in stage.failure("wss", ca=str(authority.certificate)).message
+    error = stage.failure("wss", ca=str(authority.certificate))
+    assert "ismatch" in error.message
+    assert error.hint == "connect to the name that stands in the server's certificate"
+
+
+def test_a_server_whose_certificate_has_expired(stage: Stage, authority: Authority) -> None:
+    stage.set(one_request, server_context(authority.issue("old", expired=True)))
+    error = stage.failure("wss", ca=str(authority.certificate))
+    assert "certificate has expired" in error.message
+    assert error.hint == "the server's operator must renew its certificate"
 
 
 def test_a_server_without_tls(stage: Stage, authority: Authority) -> None:

@@ -21,9 +21,8 @@ from typing import Any, Final
 from fuse_gated.errors import KernelError, OperatorError
 
 _GROUPS: Final = (
-    # descriptors that are open already
-    "read readv pread64 preadv preadv2 write writev pwrite64 pwritev pwritev2 lseek close close_range",
-    "fsync fdatasync ftruncate fallocate",
+    # descriptors that are open already; nothing that cuts or overwrites the audit's file, to which all workers append
+    "read readv pread64 preadv preadv2 write writev lseek close close_range fsync fdatasync",
     # sockets that are there and connected
     "recvfrom recvmsg sendmsg shutdown getsockname getpeername getsockopt",
     # waiting
@@ -47,7 +46,7 @@ ALLOWED: Final = frozenset(name for group in _GROUPS for name in group.split())
 _INT: Final = 2**32 - 1
 _POINTER: Final = 2**64 - 1
 _PROT_EXEC: Final = 4
-_FCNTL: Final = (0, 1030, 1, 2, 3, 4, 1033, 1034)  # F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD to F_SETFL, F_ADD_SEALS, F_GET_SEALS
+_FCNTL: Final = (0, 1030, 1, 2, 3, 1033, 1034)  # F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_SETFD, F_GETFL, F_ADD_SEALS, F_GET_SEALS
 _IOCTL: Final = (0x5421, 0x5451, 0x5450, 0x541B, 0x5401)  # FIONBIO, FIOCLEX, FIONCLEX, FIONREAD, TCGETS (isatty)
 _SOL_SOCKET: Final = (7, 8, 9, 13)  # SO_SNDBUF, SO_RCVBUF, SO_KEEPALIVE, SO_LINGER
 _TCP: Final = (1, 3, 4, 5, 6, 12, 18, 25)  # NODELAY, CORK, KEEPIDLE, KEEPINTVL, KEEPCNT, QUICKACK, USER_TIMEOUT, NOTSENT_LOWAT
@@ -61,7 +60,7 @@ WITH_ARGUMENTS: Final[tuple[tuple[str, tuple[Condition, ...]], ...]] = (
     ("mprotect", ((2, _PROT_EXEC, 0),)),
     # Only without an address, so only to where the socket is connected.
     ("sendto", ((4, _POINTER, 0),)),
-    # F_SETOWN and F_SETSIG would send any signal to any process of the same uid.
+    # F_SETOWN and F_SETSIG would send any signal to any process of the same uid; F_SETFL takes O_APPEND away.
     *(("fcntl", ((1, _INT, command),)) for command in _FCNTL),
     *(("ioctl", ((1, _INT, request),)) for request in _IOCTL),
     *(("setsockopt", ((1, _INT, 1), (2, _INT, option))) for option in _SOL_SOCKET),

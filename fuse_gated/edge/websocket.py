@@ -189,7 +189,9 @@ class WebSocket:
             self._loop.change(self._socket.fileno(), write=True)
             return
         except OSError as error:
-            self.tls_error = f"TLS handshake failed: {getattr(error, 'reason', None) or error}"
+            # What did not fit: another authority, another name, a certificate that has expired.
+            doubt = getattr(error, "verify_message", "")
+            self.tls_error = f"TLS handshake failed: {getattr(error, 'reason', None) or error}" + (f": {doubt}" if doubt else "")
             self.abort()
             return
         self._handshaking = False

@@ -127,6 +127,8 @@ class Inodes:
             self._nodes[node.id] = node
             parent.children[name] = node
             if old is not None:
+                # The kernel may hold the old one until it looks again, and move it as this name's.
+                node.climbs = old.climbs
                 self._detach(old, "ESTALE")
         node.lookups += 1
         self.has_links(node, attributes)

@@ -6,11 +6,18 @@ been told a link beneath it, and has not yet gone where it leads, would take tha
 remembers how far above it shown links lead (`Node.climbs`); it does not move to where that is above the export (EXDEV, upon
 which mv(1) copies), and while it is being moved no link beneath it is shown that would lead there.
 
+A move is not over with its answer: the kernel moves the directory (d_move in fs/dcache.c) when the caller of rename(2) runs
+again, and he may see to it that this takes long (sched(7), SCHED_IDLE). Until then '..' leads from the old place, so a link is
+judged by that one too. Two locks tell when it is over: the kernel has one for all renames across directories, and holds those
+of both directories (Documentation/filesystems/directory-locking.rst). So at most one move is unfinished, and it is not once
+somebody lists or changes a directory that it went from or to.
+
 Only the kernel driver's nodes are remembered: libfuse has its own, and moves them as it likes.
 """
 
 from typing import Final
 
+from fuse_gated import operations
 from fuse_gated.gate.sandbox import levels_up
 from fuse_gated.gate.verdict import Verdict
 from fuse_gated.tree.inodes import Node
@@ -18,6 +25,10 @@ from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.desk import Desk
 
 LEADS_OUT: Final = Verdict("EXDEV", "symlinks", "a link in it would lead out of the export from its new place: copy it")
+
+_IN_A_DIRECTORY: Final = (
+    operations.Create, operations.Mkdir, operations.Mknod, operations.Rmdir, operations.Symlink, operations.Unlink,
+)  # fmt: skip
 
 
 def shows(t: Desk, link: Node | None, target: bytes) -> bool:
@@ -27,6 +38,8 @@ def shows(t: Desk, link: Node | None, target: bytes) -> bool:
         return True
     levels = levels_up(target)
     if any(not t.is_answered(call) and _above(link.parent, moved, levels) > depth for call, moved, depth in t.moves):
+        return False
+    if any(_above(link.parent, moved, levels) > depth for moved, depth in t.unfinished):
         return False
     t.inodes.climbed(link.parent, levels)
     return True
@@ -42,6 +55,30 @@ def moves(t: Desk, call: Call, node: Node | None, new_path: bytes) -> None:
     if node is not None:
         t.moves = [move for move in t.moves if not t.is_answered(move[0])]
         t.moves.append((call, node, _depth(new_path)))
+
+
+def has_moved(t: Desk, request: operations.Rename, *moved: tuple[Node | None, bytes]) -> None:
+    """The client has moved these nodes from these paths; the kernel is about to."""
+    if request.parent != request.new_parent:
+        t.unfinished = [(node, _depth(path)) for node, path in moved if node is not None]
+        t.moved_between = (request.parent, request.new_parent)
+
+
+def look_for_end(t: Desk, request: operations.Request) -> None:
+    """To be called with each new request while a move is unfinished: one that the kernel sends under a lock that the move held
+    tells that it is over. (LOOKUP does not: a name that is known is looked up again without the lock.)"""
+    if isinstance(request, operations.Readdir):
+        locked: tuple[operations.Node, ...] = (request.node,)
+    elif isinstance(request, operations.Rename):
+        locked = (request.parent, request.new_parent)
+    elif isinstance(request, operations.Link):
+        locked = (request.new_parent,)
+    elif isinstance(request, _IN_A_DIRECTORY):
+        locked = (request.parent,)
+    else:
+        return
+    if not set(t.moved_between).isdisjoint(locked):
+        t.unfinished = []
 
 
 def _depth(path: bytes) -> int:

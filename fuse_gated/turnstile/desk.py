@@ -60,6 +60,9 @@ class Desk:
         )
         self.moves: list[tuple[Call, Node, int]] = []
         """Directories that are being moved, and how deep they will lie (climbing.py)."""
+        self.unfinished: list[tuple[Node, int]] = []
+        """Those that the kernel may still be moving, and how deep they lay."""
+        self.moved_between: tuple[operations.Node, ...] = ()
         self._calls: dict[int, Call] = {}
         self._held: list[tuple[float, int, Call]] = []
         self._pruned_at = 0

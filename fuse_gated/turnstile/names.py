@@ -184,6 +184,10 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
     no_replace = bool(request.flags & _NOREPLACE)
     moved = child_of(t, request.parent, request.name)
     replaced = child_of(t, request.new_parent, request.new_name)
+    if t.node(request.parent) is not None and (moved is None or (exchange and replaced is None)):
+        # The kernel has looked up what it renames. If the client has said since that it is gone, it looks again: its directory
+        # would be moved without the links in it having been looked at.
+        raise Failure("ESTALE")
     verdict = t.gate.rename(
         path,
         new_path,
@@ -207,6 +211,7 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
         replaced = None if exchange else child_of(t, request.new_parent, request.new_name)
         if parent is not None and new_parent is not None:
             t.inodes.renamed(parent, request.name, new_parent, request.new_name, exchange=exchange)
+            climbing.has_moved(t, request, (moved, path), (child_of(t, request.parent, request.name), new_path))
         else:
             t.by_path.renamed(path, new_path)
         t.answer_change(call, Done(), t.siblings(replaced))

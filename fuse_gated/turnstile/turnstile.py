@@ -20,6 +20,7 @@ from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Caller, Failed, Request
 from fuse_gated.paths import components, join
 from fuse_gated.tree.inodes import Node
+from fuse_gated.turnstile import climbing
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.turnstile.effects import Answer, Close, InvalidateEntry, InvalidateInode
@@ -65,6 +66,8 @@ class Turnstile(Desk):
         if row is None:
             self._without_answer(number, request)
             return
+        if self.unfinished:
+            climbing.look_for_end(self, request)
         call = Call(number, caller, request, row.name, now)
         self._calls[number] = call
         self.statistics.operations += 1

@@ -92,7 +92,9 @@ def test_a_token_that_nobody_has(stage: Stage, server: Server) -> None:
 
 def test_a_token_that_has_expired(stage: Stage, server: Server) -> None:
     before = len(told(server))
-    assert "the token has expired on 20" in refused(stage, server, tenant="expired")
+    said = refused(stage, server, tenant="expired")
+    assert "the token has expired on 20" in said
+    assert "hint: ask the server's operator for a new one" in said
     wait_for_record(server, before, says="expired", kind="login-refused")
 
 

@@ -33,7 +33,7 @@ from fuse_gated.turnstile.files import tell_closed
 from fuse_gated.turnstile.turnstile import Limits, Statistics, Turnstile
 from fuse_gated.wire import codec
 from fuse_gated.wire.messages import MAX_MESSAGE, SUBPROTOCOL, Terms, Welcome
-from fuse_gated.wire.session import read_hello
+from fuse_gated.wire.session import MAX_HELLO, read_hello
 
 PING_EVERY: Final = 15.0
 DEAD_AFTER: Final = 45.0
@@ -79,7 +79,7 @@ class Worker:
             origins=origins, subprotocols=[Subprotocol(SUBPROTOCOL)], extensions=None, max_size=MAX_MESSAGE
         )
         self.protocol = protocol
-        self.socket = WebSocket(loop, sock, protocol, self)
+        self.socket = WebSocket(loop, sock, protocol, self, expected=MAX_HELLO)
         self.login = Login(self, self.socket, protocol)
         chain = Chain("", visitor.session, "")
         self.recorder = Recorder(loop, journal, chain, self._record_taken, self._journal_broken)
@@ -203,6 +203,7 @@ class Worker:
         self.serving = Serving(self.loop, turnstile, self.socket, self.recorder, self._violated)
         self.driver = self._driver(message.driver, fds[0])
         self.serving.attach(self.driver)
+        self.socket.expect(MAX_MESSAGE)
         self._stage = "mounted"
         self.tell("session-opened", f"from {self.visitor.address}, {message.driver} driver, {offer.program[:80]}")
 

@@ -30,14 +30,15 @@ _MASKS: Final = 256
 
 class Incoming:
     """What arrives. Receive into `room()`, then say how much it was with `take`: it calls `on_message` for each whole binary
-    message of at most `most` bytes, and gives everything else to the protocol, then calling `on_other`.
+    message of at most `most` bytes, and gives everything else to the protocol, then calling `on_other`. A message of that length
+    may get its room as soon as it is announced, so `most` is to be small for strangers.
 
     `fragmented` is to be set while a message of fragments is incomplete, `over` when nothing more is wanted.
     """
 
     __slots__ = (
-        "_buffer", "_filled", "_got", "_large", "_large_mask", "_masked", "_most", "_on_message", "_on_other", "_protocol",
-        "_rest", "_tail", "_view", "fragmented", "over",
+        "_buffer", "_filled", "_got", "_large", "_large_mask", "_masked", "_on_message", "_on_other", "_protocol",
+        "_rest", "_tail", "_view", "fragmented", "most", "over",
     )  # fmt: skip
 
     def __init__(
@@ -49,9 +50,9 @@ class Incoming:
     ) -> None:
         self.fragmented = False
         self.over = False
+        self.most = most
         self._protocol = protocol
         self._masked = _MASKED if protocol.side is SERVER else 0
-        self._most = most
         self._on_message = on_message
         self._on_other = on_other
         self._buffer = bytearray(BUFFER)
@@ -134,7 +135,7 @@ class Incoming:
         mask = body
         if second & _MASKED:
             body += 4
-        if buffer[at] != _BINARY or second & _MASKED != self._masked or length > self._most or self.fragmented:
+        if buffer[at] != _BINARY or second & _MASKED != self._masked or length > self.most or self.fragmented:
             self._rest = body - at + length
             return self._pass(at, end)
         if end < body:

@@ -47,9 +47,18 @@ class Handlers(Protocol):
 
 
 class WebSocket:
-    """One connection. The socket must be connected and non-blocking; an ssl.SSLSocket may still have its handshake to do."""
+    """One connection. The socket must be connected and non-blocking; an ssl.SSLSocket may still have its handshake to do. For
+    `expected` see `expect`."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, protocol: WebSocketProtocol, handlers: Handlers) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        protocol: WebSocketProtocol,
+        handlers: Handlers,
+        *,
+        expected: int = MAX_MESSAGE,
+    ) -> None:
         self.protocol = protocol
         self.queued = 0
         """Bytes accepted by `send` that the kernel has not taken yet."""
@@ -59,7 +68,7 @@ class WebSocket:
         self._loop = loop
         self._socket = sock
         self._handlers = handlers
-        self._incoming = Incoming(protocol, MAX_MESSAGE, handlers.on_message, self._deliver)
+        self._incoming = Incoming(protocol, expected, handlers.on_message, self._deliver)
         self._outgoing = Outgoing(protocol)
         self._out: list[memoryview] = []
         self._parts: bytearray | None = None
@@ -83,6 +92,11 @@ class WebSocket:
     @property
     def open(self) -> bool:
         return self.protocol.state is State.OPEN and not self._over
+
+    def expect(self, size: int) -> None:
+        """Messages of so many bytes are no surprise from now on, and get their room at once. What is longer is taken as it comes,
+        up to the protocol's own limit."""
+        self._incoming.most = size
 
     @property
     def closed(self) -> bool:

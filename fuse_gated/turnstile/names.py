@@ -184,10 +184,6 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
     no_replace = bool(request.flags & _NOREPLACE)
     moved = child_of(t, request.parent, request.name)
     replaced = child_of(t, request.new_parent, request.new_name)
-    if t.node(request.parent) is not None and (moved is None or (exchange and replaced is None)):
-        # The kernel has looked up what it renames. If the client has said since that it is gone, it looks again: its directory
-        # would be moved without the links in it having been looked at.
-        raise Failure("ESTALE")
     verdict = t.gate.rename(
         path,
         new_path,
@@ -199,6 +195,10 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
         raise t.refused(call, verdict, path, new_path)
     if not (climbing.may_move(t, moved, new_path) and (not exchange or climbing.may_move(t, replaced, path))):
         raise t.refused(call, climbing.LEADS_OUT, path, new_path)
+    if t.node(request.parent) is not None and (moved is None or (exchange and replaced is None)):
+        # The kernel has looked up what it renames. If the client has said since that it is gone, it looks again: a directory
+        # that is not known would be moved without regard for the links in it.
+        raise Failure("ESTALE")
     # What the client has at the new name may be newer than what the kernel looked up: it is replaced only where the policy
     # allows that, whether we know of it or not.
     removal = t.gate.remove(new_path)

@@ -190,6 +190,16 @@ def test_faults_are_for_the_protocol(fault, pieces):
     assert ("short", b"more") not in receiver.heard
 
 
+def test_a_stranger_gets_no_room_for_what_is_only_announced():
+    """What is longer than expected takes as much memory as has arrived."""
+    receiver = open_server()
+    receiver.incoming.most = 1000
+    receiver.feed(b"\x82\xff" + MOST.to_bytes(8, "big") + b"\0\0\0\0" + bytes(100))
+    assert len(receiver.incoming.room()) == BUFFER
+    receiver.feed(bytes(MOST - 100) + masked(Opcode.BINARY, b"next"))
+    assert receiver.heard == [("long", bytes(MOST)), ("short", b"next")]
+
+
 def test_a_masked_message_from_a_server_is_a_fault():
     client, _ = open_client()
     client.feed(masked(Opcode.BINARY, b"x"))

@@ -137,6 +137,73 @@ def test_a_move_that_is_over_is_forgotten():
     assert len(t.t.moves) == 1
 
 
+# Until the kernel has moved it too.
+
+
+def deeper() -> Tree:
+    """a/b/c has just been moved to z/y/x/w/c: the kernel has the answer, and may not have acted on it."""
+    t = Tree()
+    for path in (b"z/y", b"z/y/x", b"z/y/x/w"):
+        t.add(path, DIRECTORY)
+    assert t.rename(b"a/b/c", b"z/y/x/w/c") == "ok"
+    return t
+
+
+@pytest.mark.parametrize("request_", ["Create", "Mkdir", "Mknod", "Symlink", "Unlink", "Rmdir", "Link", "Rename", "Readdir"])
+@pytest.mark.parametrize("where", [b"a/b", b"z/y/x/w"])
+def test_after_a_move_a_link_is_judged_by_the_old_place_too_until_the_kernel_shows_that_it_has_moved(request_: str, where: bytes):
+    """'..' leads from the old place until the caller of rename(2) gets to run, and a request that is sent under a lock which
+    his rename held shows that he has."""
+    t = deeper()
+    assert t.read(b"../../../../x") == "EACCES"
+    assert t.records[-1].rule == "symlinks"
+    assert t.read(b"../../../x") == "../../../x", "inside from either place"
+    at = t.nodes[where]
+    t.ask(op.Lookup(at, b"c"))
+    t.ask(op.Getattr(at, None))
+    t.ask(op.Rename(ROOT, b"z", ROOT, b"other", 0))
+    t.ask(op.Mkdir(ROOT, b"new", 0o755, 0))
+    assert t.read(b"../../../../x") == "EACCES", "these take no lock of either directory"
+    requests: dict[str, op.Request] = {
+        "Create": op.Create(at, b"n", 1, 0o644, 0),
+        "Mkdir": op.Mkdir(at, b"n", 0o755, 0),
+        "Mknod": op.Mknod(at, b"n", 0o100644, 0, 0),
+        "Symlink": op.Symlink(at, b"n", b"x"),
+        "Unlink": op.Unlink(at, b"n"),
+        "Rmdir": op.Rmdir(at, b"n"),
+        "Link": op.Link(t.nodes[b"a/b/c/l"], at, b"n"),
+        "Rename": op.Rename(at, b"n", at, b"m", 0),
+        "Readdir": op.Readdir(at, 1, 0, 4096, True),
+    }
+    t.ask(requests[request_])
+    assert t.read(b"../../../../x") == "../../../../x"
+
+
+def test_after_an_exchange_both_are_judged_by_their_old_places():
+    t = Tree()
+    t.add(b"z/l", LINK)
+    assert t.rename(b"z", b"a/b/c", 2) == "ok"
+    assert t.read(b"../../x", b"z/l") == "EACCES"
+    t.ask(op.Mkdir(t.nodes[b"a/b"], b"new", 0o755, 0))
+    assert t.read(b"../../x", b"z/l") == "../../x"
+
+
+def test_a_name_that_became_another_directory_still_moves_no_higher_than_links_allow():
+    """The kernel may hold the old one, in which somebody was told a link, until it looks the name up again."""
+    t = Tree()
+    assert t.read(b"../../../x") == "../../../x"
+    t.nodes[b"a/b/c"] = t.lookup(b"c", DIRECTORY, inode=999, parent=t.nodes[b"a/b"])
+    assert t.rename(b"a/b/c", b"c") == "EXDEV"
+
+
+@pytest.mark.parametrize(("old", "new", "flags"), [(b"a/b/c", b"c", 0), (b"a/b/c", b"z", 2), (b"z", b"a/b/c", 2)])
+def test_what_the_client_said_is_gone_is_looked_up_again_before_it_is_moved(old: bytes, new: bytes, flags: int):
+    t = Tree()
+    assert t.read(b"../../../x") == "../../../x"
+    assert outcome(t.do(op.Lookup(t.nodes[b"a/b"], b"c"), Errno("ENOENT"))) == "ENOENT"
+    assert t.rename(old, new, flags) == "ESTALE"
+
+
 def test_where_nodes_are_paths_nothing_is_remembered():
     """libfuse moves nodes as it likes."""
     t = Mount()

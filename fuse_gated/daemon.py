@@ -6,7 +6,6 @@ and when a worker ends, however it ends, its mount is taken away at once.
 """
 
 import contextlib
-import datetime
 import gc
 import os
 import resource
@@ -18,27 +17,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from fuse_gated import supervision, worker_process
 from fuse_gated.config.settings import Settings
-from fuse_gated.config.settings_file import at_fault
 from fuse_gated.desk import Desk
 from fuse_gated.door import Door
-from fuse_gated.edge import etc, keeping, process
+from fuse_gated.edge import keeping, process
 from fuse_gated.edge.channel import Channel
 from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.systemd import Manager
 from fuse_gated.errors import ConfigurationError, PeerError
-from fuse_gated.gate.admission import Logins, may_open
 from fuse_gated.gate.gate import Gate
-from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.guest import Guest
 from fuse_gated.journals import Journals
 from fuse_gated.libfuse_mounter import LibfuseMounter
 from fuse_gated.mounter import Mounter
 from fuse_gated.standalone import DaemonParts
-from fuse_gated.supervision import CLOSE_LIMIT, CLOSE_LOGIN, CLOSE_POLICY
+from fuse_gated.supervision import CLOSE_LIMIT, CLOSE_POLICY
+from fuse_gated.tenants import Tenants
 from fuse_gated.worker import Visitor
 
 PROGRAM: Final = "fuse-gated"
@@ -54,13 +49,12 @@ class Daemon:
         self.loop = Loop()
         self.settings = settings
         self.guests: dict[str, Guest] = {}
-        self.tenants: dict[str, tuple[Tenant, Identity]] = {}
+        self.tenants = Tenants({})
         self.drivers: tuple[str, ...] = ()
         self.mounter: Mounter | LibfuseMounter | None = None
         self._parts = parts
         self._directory = directory
         self._tls = tls
-        self._logins = Logins(())
         self._manager = Manager()
         self._closed = False
         self._faulty = False
@@ -77,7 +71,7 @@ class Daemon:
 
     def run(self) -> int:
         """Serve; the exit status. Raises ConfigurationError if the policy is at fault."""
-        self._use(read_tenants(self._directory))
+        self.tenants = Tenants.read(self._directory)
         _allow_descriptors()
         self._door = Door(
             self.loop,
@@ -113,7 +107,7 @@ class Daemon:
         self._manager.stopping()
         self._door.shut()
         for guest in list(self.guests.values()):
-            self._say(guest, supervision.End(1001, "the server is stopping"))
+            guest.say(supervision.End(1001, "the server is stopping"))
         self.loop.after(_END_PATIENCE, self._end_hard)
         self._check_end()
 
@@ -136,14 +130,13 @@ class Daemon:
         self._manager.reloading()
         self._journals.reopen()
         try:
-            read = read_tenants(self._directory)
+            self.tenants = Tenants.read(self._directory)
         except ConfigurationError as error:
             for fault in error.faults or (str(error),):
                 process.tell(PROGRAM, f"policy not applied: {fault}")
             process.tell(PROGRAM, "the policy in force stays as it was; mend it and reload again")
             self._faulty = True
         else:
-            self._use(read)
             self._apply()
             self._faulty = False
             process.tell(PROGRAM, f"policy applied: {len(self.tenants)} tenants, {self._mounted} sessions")
@@ -160,7 +153,7 @@ class Daemon:
         """Ask a worker for a report; `answered(session)` is called when it came."""
         guest.asked.append(answered)
         if len(guest.asked) == 1:
-            self._say(guest, supervision.Ask(1))
+            guest.say(supervision.Ask(1))
 
     # Connections.
 
@@ -194,7 +187,7 @@ class Daemon:
             return
         except PeerError:
             # What a worker says that is no message was not said by our code.
-            guest.child.send_signal(signal.SIGKILL)
+            guest.kill()
             received = None
         if received is None:
             self.loop.forget(guest.channel.fileno())
@@ -250,45 +243,34 @@ class Daemon:
 
     def _login(self, guest: Guest, digest: str) -> None:
         if guest.tenant is not None:
-            guest.child.send_signal(signal.SIGKILL)  # our code asks once
+            guest.kill()  # our code asks once
             return
-        login = self._logins.find(digest, _today())
-        if login.outcome != "tenant" or login.tenant is None:
-            expired = login.token.expires if login.outcome == "expired" and login.token is not None else None
-            reason = f"the token has expired on {expired}: ask for a new one" if expired else "the token is not known here"
-            self._say(guest, supervision.LoginRefused(reason))
+        found = self.tenants.log_in(digest)
+        if isinstance(found, str):
+            guest.say(supervision.LoginRefused(found))
             return
-        tenant, identity = self.tenants[login.tenant.name]
-        guest.tenant, guest.digest = tenant, digest
-        self._say(guest, supervision.LoggedIn(tenant, identity))
+        guest.tenant, guest.digest = found[0], digest
+        guest.say(supervision.LoggedIn(*found))
 
     def _open(self, guest: Guest, export: str, program: str) -> None:
-        if guest.tenant is None or guest.mounted or guest.opening:
-            guest.child.send_signal(signal.SIGKILL)
+        tenant = guest.tenant
+        if tenant is None or guest.mounted or guest.opening:
+            guest.kill()
             return
-        tenant, identity = self.tenants.get(guest.tenant.name, (None, None))
-        if tenant is None or identity is None:
-            self._say(guest, supervision.OpenRefused("the tenant is gone from the policy", CLOSE_LOGIN))
-            return
-        others = [
-            other.export
-            for other in self.guests.values()
-            if other.export and other.tenant is not None and other.tenant.name == tenant.name
-        ]
-        refusal = may_open(tenant, export, others)
-        held = sum(other.holds_mount for other in self.guests.values())
-        if refusal is None and held >= self.settings.max_sessions:
-            self._say(guest, supervision.OpenRefused(f"the server has {held} sessions, as many as it may", CLOSE_LIMIT))
-            return
-        if refusal is not None:
-            self._say(guest, supervision.OpenRefused(refusal.reason, CLOSE_LIMIT if refusal.status == 429 else CLOSE_POLICY))
-            return
-        if self.mounter is None or not self.mounter.alive:
-            self._say(guest, supervision.OpenRefused("the server cannot mount: there is no mount keeper", 1011))
-            return
-        guest.export, guest.program, guest.opening = export, program, True
-        self._started(guest)
-        self.mounter.mount(Gate(tenant, identity), export, lambda answer, fds: self._mount_answered(guest, answer, fds))
+        guests = self.guests.values()
+        others = [other.export for other in guests if other.export and other.tenant and other.tenant.name == tenant.name]
+        entry = self.tenants.open(tenant, export, others)
+        held = sum(other.holds_mount for other in guests)
+        if isinstance(entry, supervision.OpenRefused):
+            guest.say(entry)
+        elif held >= self.settings.max_sessions:
+            guest.say(supervision.OpenRefused(f"the server has {held} sessions, as many as it may", CLOSE_LIMIT))
+        elif self.mounter is None or not self.mounter.alive:
+            guest.say(supervision.OpenRefused("the server cannot mount: there is no mount keeper", 1011))
+        else:
+            guest.export, guest.program, guest.opening = export, program, True
+            self._started(guest)
+            self.mounter.mount(Gate(*entry), export, lambda answer, fds: self._mount_answered(guest, answer, fds))
 
     def _mount_answered(self, guest: Guest, answer: keeping.FromKeeper, fds: list[int]) -> None:
         guest.opening = False
@@ -300,12 +282,12 @@ class Daemon:
             if guest.dead:
                 self._unmount(guest)
             else:
-                self._say(guest, supervision.Opened(answer.path, guest.driver), fds)
+                guest.say(supervision.Opened(answer.path, guest.driver), fds)
         else:
             reason = answer.reason if isinstance(answer, keeping.Refused) else "no descriptor came with the mount"
             process.tell(PROGRAM, f"{guest.shown} could not be mounted: {reason}")
             guest.export = ""
-            self._say(guest, supervision.OpenRefused(f"the server could not mount: {reason}", 1011))
+            guest.say(supervision.OpenRefused(f"the server could not mount: {reason}", 1011))
             self._check_gone(guest)
         for fd in fds:
             os.close(fd)
@@ -324,32 +306,22 @@ class Daemon:
         if guest.dead:
             self._check_gone(guest)
         else:
-            self._say(guest, supervision.Unmounted())
+            guest.say(supervision.Unmounted())
             self.loop.after(_END_PATIENCE, lambda: self._kill(guest))
 
     # The policy.
-
-    def _use(self, tenants: dict[str, tuple[Tenant, Identity]]) -> None:
-        self.tenants = tenants
-        self._logins = Logins(tenant for tenant, _ in tenants.values())
 
     def _apply(self) -> None:
         exports: dict[str, list[str]] = {}
         for guest in list(self.guests.values()):
             if guest.tenant is None:
                 continue
-            entry = self.tenants.get(guest.tenant.name)
-            login = self._logins.find(guest.digest, _today())
-            known = login.tenant is not None and login.outcome == "tenant" and login.tenant.name == guest.tenant.name
-            if entry is None or not known:
-                why = "the tenant is gone from the policy" if entry is None else "the token is no longer valid"
-                self._end_guest(guest, CLOSE_LOGIN, why)
-                continue
-            if _settled(entry[0]) != _settled(guest.tenant):
-                self._end_guest(guest, CLOSE_POLICY, "the policy's ownership or symlinks changed: connect again")
+            entry = self.tenants.renew(guest.tenant, guest.digest)
+            if isinstance(entry, supervision.End):
+                self._end_guest(guest, entry.code, entry.reason)
                 continue
             guest.tenant = entry[0]
-            self._say(guest, supervision.Apply(*entry))
+            guest.say(supervision.Apply(*entry))
             if guest.mounted or guest.opening:
                 # The keeper does what it is asked in order, so one that is being mounted gets the new rights too.
                 exports.setdefault(guest.tenant.name, []).append(guest.export)
@@ -379,30 +351,17 @@ class Daemon:
             guest.starting = False
             self._door.logged_in(guest.address)
 
-    def _say(self, guest: Guest, message: msgspec.Struct, fds: list[int] | None = None) -> None:
-        if guest.dead:
-            return
-        try:
-            guest.channel.send(message, fds or ())
-        except ValueError:
-            descriptor = supervision.enclose(message)
-            self._say(guest, supervision.Enclosed(), [descriptor])
-            os.close(descriptor)
-        except (BlockingIOError, PeerError):
-            # It does not read: nothing that it serves is worth waiting for.
-            guest.child.send_signal(signal.SIGKILL)
-
     def _give_journal(self, guest: Guest, descriptor: int) -> None:
-        self._say(guest, supervision.JournalOpened(), [descriptor])
+        guest.say(supervision.JournalOpened(), [descriptor])
 
     def _end_guest(self, guest: Guest, code: int, reason: str) -> None:
-        self._say(guest, supervision.End(code, reason))
+        guest.say(supervision.End(code, reason))
         self.loop.after(_END_PATIENCE, lambda: self._kill(guest))
 
     def _kill(self, guest: Guest) -> None:
         """End a worker that did not end by itself. Its mount goes at once, not when it is seen to have ended: a thread of it may
         wait in the kernel for a caller who waits for its answer, and then the mount's end is what ends both."""
-        guest.child.send_signal(signal.SIGKILL)
+        guest.kill()
         self._unmount(guest)
 
     def _check_gone(self, guest: Guest) -> None:
@@ -437,32 +396,6 @@ def _no_driver(has_keeper: bool) -> ConfigurationError:
     there, missing = ("kernel", "libfuse") if has_keeper else ("libfuse", "kernel")
     how = "an ordinary user's server mounts by libfuse" if missing == "kernel" else "as root it is the kernel driver that mounts"
     return ConfigurationError(f"fuse-gated.yaml has drivers: [{missing}], but {how}", f"add {there}, or leave `drivers` out")
-
-
-def read_tenants(directory: Path) -> dict[str, tuple[Tenant, Identity]]:
-    """The tenants of the policy in `directory`, by name, with their users and groups looked up.
-
-    Raises ConfigurationError with every fault.
-    """
-    faults: list[str] = []
-    read: dict[str, tuple[Tenant, Identity]] = {}
-    for tenant in etc.read_policy(directory):
-        try:
-            read[tenant.name] = (tenant, etc.identity(tenant))
-        except ConfigurationError as error:
-            faults += error.faults
-    if faults:
-        raise ConfigurationError(*at_fault(tuple(faults)), faults=tuple(faults))
-    return read
-
-
-def _settled(tenant: Tenant) -> tuple[str, bool]:
-    """What is settled when the mount is made, and cannot change while it is there."""
-    return tenant.ownership, tenant.symlinks == "deny"
-
-
-def _today() -> datetime.date:
-    return datetime.datetime.now(datetime.UTC).date()
 
 
 def _shown(listener: socket.socket) -> str:

@@ -2,13 +2,17 @@
 
 import contextlib
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 from fuse_gated import supervision
 from fuse_gated.edge.channel import Channel
 from fuse_gated.edge.loop import Timer
 from fuse_gated.edge.process import Child
+from fuse_gated.errors import PeerError
 from fuse_gated.gate.tenant import Tenant
 
 
@@ -44,6 +48,24 @@ class Guest:
     @property
     def shown(self) -> str:
         return f"{self.tenant.name}/{self.export}" if self.tenant is not None else self.session
+
+    def say(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
+        """To the worker; one that does not read is killed: nothing that it serves is worth waiting for."""
+        if self.dead:
+            return
+        try:
+            self.channel.send(message, fds)
+        except ValueError:
+            # Larger than a message may be.
+            descriptor = supervision.enclose(message)
+            self.say(supervision.Enclosed(), [descriptor])
+            os.close(descriptor)
+        except (BlockingIOError, PeerError):
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to the worker."""
+        self.child.send_signal(signal.SIGKILL)
 
     def has_ended(self) -> bool:
         """Whether its main thread is known to have ended (`main_thread_has_ended`)."""

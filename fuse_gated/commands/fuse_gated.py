@@ -13,10 +13,11 @@ import msgspec
 from fuse_gated import __version__, standalone
 from fuse_gated.commands import places
 from fuse_gated.config.settings import Tls
-from fuse_gated.daemon import Daemon, read_tenants
+from fuse_gated.daemon import Daemon
 from fuse_gated.edge import etc, libfuse, process, seccomp, systemd
 from fuse_gated.edge.journal import JournalSocket, open_journal
 from fuse_gated.errors import ConfigurationError, GateError, OperatorError
+from fuse_gated.tenants import Tenants
 
 PROGRAM: Final = "fuse-gated"
 
@@ -54,7 +55,7 @@ def _complain(error: GateError, directory: Path) -> int:
 def _serve(directory: Path, runtime: Path, listen: str | None) -> int:
     settings = etc.read_settings(directory)
     # Read once here, so that faults are told before anything runs.
-    read_tenants(directory)
+    Tenants.read(directory)
     if settings.seccomp:
         # Now, while files can be opened: a caged worker cannot import, nor can the user that the daemon becomes perhaps.
         seccomp.library()

@@ -148,7 +148,8 @@ class Read(Request, frozen=True, gc=False):
 
 
 class Write(Request, frozen=True, gc=False):
-    """`from_cache`: the kernel writes back pages of an mmap; the handle need not be the writer's."""
+    """`from_cache`: the kernel writes back pages of an mmap; the handle need not be the writer's. `append`: the descriptor
+    has O_APPEND now, which fcntl(2) can set and take away after it was opened."""
 
     node: Node
     handle: int
@@ -156,6 +157,7 @@ class Write(Request, frozen=True, gc=False):
     data: bytes | memoryview
     from_cache: bool = False
     kill_suidgid: bool = False
+    append: bool = False
 
 
 class Flush(Request, frozen=True, gc=False):

@@ -205,7 +205,7 @@ class Callbacks:
         return data
 
     def write(self, _path: str | None, data: bytes, offset: int, file: OpenFile) -> int:
-        count: int = self._ask(op.Write(b"", file.fh, offset, data, bool(file.writepage)))
+        count: int = self._ask(op.Write(b"", file.fh, offset, data, bool(file.writepage), append=bool(file.flags & os.O_APPEND)))
         return count
 
     def flush(self, _path: str | None, file: OpenFile) -> int:

@@ -3,6 +3,7 @@
 All structures are in the machine's own byte order. A driver gives each decoder the node id and the bytes after the header.
 """
 
+import os
 import struct
 from collections.abc import Callable
 from typing import Final
@@ -23,6 +24,7 @@ _MKNOD = struct.Struct("=IIII")
 _RENAME2 = struct.Struct("=QII")
 _CREATE = struct.Struct("=IIII")
 _IO = struct.Struct("=QQII")  # read_in and write_in up to their flags
+_WRITE = struct.Struct("=QQII8xI")  # write_in up to the descriptor's flags
 _IO_SIZE: Final = 40
 _FH_OWNER = struct.Struct("=QIIQ")  # flush_in, release_in
 _FSYNC = struct.Struct("=QII")
@@ -152,8 +154,9 @@ def _read(node: int, body: memoryview) -> op.Request:
 
 
 def _write(node: int, body: memoryview) -> op.Request:
-    handle, offset, size, flags = _IO.unpack_from(body)
-    return op.Write(node, handle, offset, body[_IO_SIZE : _IO_SIZE + size], bool(flags & 1), bool(flags & 4))
+    handle, offset, size, flags, descriptor = _WRITE.unpack_from(body)
+    data = body[_IO_SIZE : _IO_SIZE + size]
+    return op.Write(node, handle, offset, data, bool(flags & 1), bool(flags & 4), bool(descriptor & os.O_APPEND))
 
 
 def _statfs(node: int, _body: memoryview) -> op.Request:

@@ -23,6 +23,8 @@ class Range(Protocol):
 
 class Owned(Range, Protocol):
     @property
+    def handle(self) -> int: ...
+    @property
     def owner(self) -> int: ...
     @property
     def pid(self) -> int: ...
@@ -34,6 +36,8 @@ class Held(NamedTuple):
     end: int
     type: int
     pid: int
+    handle: int = 0
+    """Through which it was taken."""
 
 
 class PosixLocks:
@@ -57,7 +61,7 @@ class PosixLocks:
             if request.end < lock.end:
                 left.append(lock._replace(start=request.end + 1))
         if request.type != UNLOCK:
-            left.append(Held(request.owner, request.start, request.end, request.type, request.pid))
+            left.append(Held(request.owner, request.start, request.end, request.type, request.pid, request.handle))
         if left:
             self._held[place] = left
 
@@ -77,6 +81,10 @@ class PosixLocks:
         left = [lock for lock in self._held.pop(place, []) if lock.owner != owner]
         if left:
             self._held[place] = left
+
+    def through(self, place: Place, handle: int) -> list[int]:
+        """The owners of locks that were taken through this handle."""
+        return sorted({lock.owner for lock in self._held.get(place, ()) if lock.handle == handle})
 
     def moved(self, place: Place, new: Place) -> None:
         """The file has another path by now."""

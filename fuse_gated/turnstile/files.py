@@ -23,7 +23,6 @@ _WRONLY: Final = 0o1
 _RDWR: Final = 0o2
 _EXCL: Final = 0o200
 _TRUNC: Final = 0o1000
-_APPEND: Final = 0o2000
 _DSYNC: Final = 0o10000
 _SYNC: Final = 0o4000000
 _EXEC: Final = 0x20
@@ -111,7 +110,7 @@ def read(t: Desk, call: Call, request: operations.Read) -> None:
 def write(t: Desk, call: Call, request: operations.Write) -> None:
     handle = judged(t, call, request.handle, write=True)
     size = len(request.data)
-    append = bool(handle.flags & _APPEND) and not request.from_cache
+    append = request.append and not request.from_cache
     if not append:
         _check_size(t, call, handle, request.offset + size)
     # Where an append ends only the client knows: the kernel's offset is as old as the size that it has seen.
@@ -158,6 +157,11 @@ def release(t: Desk, call: Call, request: operations.Release) -> None:
     handle = t.handles.remove(request.handle)
     if handle is None:
         raise Failure("EBADF")
+    # A process's locks went when it closed its descriptor (FLUSH). What is left belongs to the open file itself (F_OFD_SETLK),
+    # whose end the kernel tells by nothing but this.
+    for owner in t.handles.locks.through(handle.place, handle.id):
+        t.handles.locks.flushed(handle.place, owner)
+        t.ask_aside(messages.Flush(handle.remote, owner))
     if handle.node is None:
         t.by_path.released(handle.path, t.now)
     tell_closed(t, handle)
@@ -195,6 +199,9 @@ def lseek(t: Desk, call: Call, request: operations.Lseek) -> None:
     handle = judged(t, call, request.handle)
     if request.whence not in (3, 4):
         raise Failure("EINVAL")
+    if request.offset < 0:
+        # Linux's file systems say so, not EINVAL (lseek(2) leaves it open), and programs that probe for holes rely on it.
+        raise Failure("ENXIO")
     t.announce_other(call, t.handles.path(handle))
 
     def answered(offset: int) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import select
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from harness.actor import Actor, actors
 from harness.files import make, opened
 from harness.log import DEADLINE
+from harness.persona import outcome
 
 EX, SH, UN, NB = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_UN, fcntl.LOCK_NB
 
@@ -159,6 +161,18 @@ def test_closing_any_descriptor_gives_up_the_processs_record_locks(two: tuple[Ac
     assert other.do("lock", "f", EX | NB) == "EAGAIN"
     one.do("close", "g")
     assert other.do("lock", "f", EX | NB) == "ok"
+
+
+def test_a_lock_of_the_open_file_goes_with_its_last_descriptor(path: Path) -> None:
+    whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    with opened(path, os.O_RDWR) as other:
+        one = os.open(path, os.O_RDWR)
+        again = os.dup(one)
+        fcntl.fcntl(one, fcntl.F_OFD_SETLK, whole)
+        os.close(one)
+        assert outcome(fcntl.fcntl, other, fcntl.F_OFD_SETLK, whole) == "EAGAIN"
+        os.close(again)
+        fcntl.fcntl(other, fcntl.F_OFD_SETLK, whole)
 
 
 def test_a_record_lock_needs_the_right_descriptor(two: tuple[Actor, Actor], path: Path) -> None:

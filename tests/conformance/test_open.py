@@ -156,6 +156,20 @@ def test_o_append_writes_at_the_end_wherever_one_stands(area: Path) -> None:
     assert path.read_bytes() == b"0123456789A" + bytes(89) + b"farBC"
 
 
+def test_o_append_comes_and_goes_with_fcntl(area: Path) -> None:
+    path = make("file", area / "thing")
+    path.write_bytes(b"0123456789")
+    with opened(path, os.O_RDWR | os.O_APPEND) as descriptor:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, 0)
+        os.pwrite(descriptor, b"A", 0)
+        os.lseek(descriptor, 2, os.SEEK_SET)
+        os.write(descriptor, b"C")
+        assert path.read_bytes() == b"A1C3456789"
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+        os.pwrite(descriptor, b"Z", 0)
+        assert os.pread(descriptor, 20, 0) == b"A1C3456789Z"
+
+
 def test_writing_without_o_append_starts_at_the_beginning(area: Path) -> None:
     path = make("file", area / "thing")
     path.write_bytes(b"0123456789")

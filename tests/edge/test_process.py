@@ -461,7 +461,7 @@ def everyday() -> None:
     except ValueError:
         assert "for its traceback" in traceback.format_exc()
     memory = os.memfd_create("journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(memory, 8192)
+    os.write(memory, bytes(8192))
     with mmap.mmap(memory, 8192) as view:
         view[:5] = b"state"
     assert os.lseek(memory, 0, os.SEEK_END) == 8192

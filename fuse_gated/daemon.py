@@ -94,7 +94,7 @@ class Daemon:
         self._beat()
         self._tell_status()
         self._manager.ready()
-        process.tell(PROGRAM, f"ready: listening on {where}, {len(self.tenants)} tenants, {self.drivers[0]} driver")
+        process.tell(PROGRAM, f"ready: listening on {where}, {_counted(len(self.tenants), 'tenant')}, {self.drivers[0]} driver")
         self.loop.run()
         self._journals.close()
         return self._status
@@ -123,7 +123,7 @@ class Daemon:
                 listener.shutdown(socket.SHUT_RDWR)
         self._closed = True
         self._tell_status()
-        process.tell(PROGRAM, f"accepting nobody new; {self._mounted} sessions go on")
+        process.tell(PROGRAM, f"accepting nobody new; {_counted(self._mounted, 'session')} left")
 
     def reload(self) -> None:
         """Read the policy anew and give it to the live sessions. A faulty one changes nothing."""
@@ -139,7 +139,8 @@ class Daemon:
         else:
             self._apply()
             self._faulty = False
-            process.tell(PROGRAM, f"policy applied: {len(self.tenants)} tenants, {self._mounted} sessions")
+            counted = f"{_counted(len(self.tenants), 'tenant')}, {_counted(self._mounted, 'session')}"
+            process.tell(PROGRAM, f"policy applied: {counted}")
         self._tell_status()
         self._manager.ready()
 
@@ -338,7 +339,8 @@ class Daemon:
     def _tell_status(self) -> None:
         closed = "; accepting nobody new" if self._closed else ""
         faulty = "; the newest policy is faulty and not applied" if self._faulty else ""
-        self._manager.status(f"{self._mounted} sessions, {len(self.tenants)} tenants{closed}{faulty}")
+        counted = f"{_counted(self._mounted, 'session')}, {_counted(len(self.tenants), 'tenant')}"
+        self._manager.status(f"{counted}{closed}{faulty}")
 
     def _beat(self) -> None:
         every = self._manager.beat_every
@@ -396,6 +398,10 @@ def _no_driver(has_keeper: bool) -> ConfigurationError:
     there, missing = ("kernel", "libfuse") if has_keeper else ("libfuse", "kernel")
     how = "an ordinary user's server mounts by libfuse" if missing == "kernel" else "as root it is the kernel driver that mounts"
     return ConfigurationError(f"fuse-gated.yaml has drivers: [{missing}], but {how}", f"add {there}, or leave `drivers` out")
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' if number != 1 else ''}"
 
 
 def _shown(listener: socket.socket) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from fuse_gated import __version__, control
+from fuse_gated.edge.listening import rest_if_scarce
 from fuse_gated.edge.loop import Loop, Timer
 
 if TYPE_CHECKING:
@@ -44,12 +45,16 @@ class Desk:
             "kick": self._kick,
             "stats": self._stats,
         }
-        loop.watch(listener.fileno(), self._ready)
+        self._listen()
+
+    def _listen(self) -> None:
+        self._loop.watch(self._listener.fileno(), self._ready)
 
     def _ready(self, _events: int) -> None:
         try:
             caller, _ = self._listener.accept()
-        except OSError:
+        except OSError as error:
+            rest_if_scarce(self._loop, self._listener, error, self._listen)
             return
         caller.setblocking(False)
         _pid, uid, _gid = struct.unpack("3i", caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))

@@ -1,23 +1,21 @@
 """The daemon's door: accepts connections, counts those that have not logged in, and turns away what is too much."""
 
 import contextlib
-import errno
 import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from fuse_gated.config.settings import Admission
 from fuse_gated.edge import process
+from fuse_gated.edge.listening import rest_if_scarce
 from fuse_gated.edge.loop import Loop
 from fuse_gated.gate.admission import Startups
 
 PROGRAM: Final = "fuse-gated"
 _ACCEPTS_A_TURN: Final = 32
-_ACCEPT_AGAIN: Final = 0.1
 _MOST_TURNED_AWAY: Final = 1000
 _TURNED_AWAY_PATIENCE: Final = 2.0
 _DRAINED: Final = 4096
-_SCARCE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Door:
@@ -65,10 +63,7 @@ class Door:
             try:
                 sock, peer = listener.accept()
             except OSError as error:
-                if error.errno in _SCARCE:
-                    # It stays ready, and would be asked again and again.
-                    self._loop.forget(listener.fileno())
-                    self._loop.after(_ACCEPT_AGAIN, lambda: self._listen(listener))
+                rest_if_scarce(self._loop, listener, error, lambda: self._listen(listener))
                 return
             address = peer[0] if isinstance(peer, tuple) else ""
             refusal = self._startups.admit(address)

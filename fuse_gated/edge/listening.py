@@ -9,12 +9,16 @@ import os
 import re
 import socket
 import stat
+from collections.abc import Callable
 from typing import Final
 
+from fuse_gated.edge.loop import Loop
 from fuse_gated.errors import OperatorError, UsageError
 
 CONTROL: Final = "control.sock"
 _LISTEN: Final = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})", re.ASCII)
+_ACCEPT_AGAIN: Final = 0.1
+_SCARCE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -73,6 +77,14 @@ def bind_control(directory: int, shown: str, *, user: int, group: int, mode: int
     finally:
         os.umask(mask)
     return control
+
+
+def rest_if_scarce(loop: Loop, listener: socket.socket, error: OSError, listen: Callable[[], None]) -> None:
+    """accept(2) failed. If descriptors or memory are short, the listener stays ready and would be asked again and again: it is left
+    alone for a moment, then `listen` watches it again."""
+    if error.errno in _SCARCE:
+        loop.forget(listener.fileno())
+        loop.after(_ACCEPT_AGAIN, listen)
 
 
 def _parse(listen: str) -> tuple[str | None, int]:

@@ -139,6 +139,8 @@ def test_stopped_by_ctrl_c_it_leaves_nothing_behind(place: Place) -> None:
     process = subprocess.Popen(
         place.command(), env=place.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        # Who runs the tests may ignore it, as nohup(1) and a shell's & do.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     # Once it works on the mount. As from a terminal, all its programs hear the signal.

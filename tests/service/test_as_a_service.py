@@ -133,16 +133,16 @@ def mounted(stage: Stage, manager: Any, name: str = "work") -> Any:
 
 def test_it_tells_how_it_is(stage: Stage, manager: Manager) -> None:
     daemon = manager.start()
-    assert manager.hear("STATUS=0") == "STATUS=0 sessions, 1 tenants"
+    assert manager.hear("STATUS=0") == "STATUS=0 sessions, 1 tenant"
     manager.hear("READY=1")
     client = mounted(stage, manager)
-    assert manager.hear("STATUS") == "STATUS=1 sessions, 1 tenants"
+    assert manager.hear("STATUS") == "STATUS=1 session, 1 tenant"
     (client.directory / "file").write_text("hello")
     assert Path(client.mount_path(), "file").read_text() == "hello"
     status = control.convert_status(control.call(str(manager.runtime), "status"))
     assert (status.sessions, status.mountd, status.drivers) == (1, True, ("kernel",))
     client.stop()
-    assert manager.hear("STATUS") == "STATUS=0 sessions, 1 tenants"
+    assert manager.hear("STATUS") == "STATUS=0 sessions, 1 tenant"
     daemon.send_signal(signal.SIGTERM)
     manager.hear("STOPPING=1")
     assert [child.wait(DEADLINE) for child in manager.children] == [0, 0]
@@ -155,7 +155,7 @@ def test_a_reload_is_told_from_its_beginning_to_its_end(stage: Stage, manager: M
         manager.write(text)
         daemon.send_signal(signal.SIGHUP)
         assert "MONOTONIC_USEC=" in manager.hear("RELOADING=1")
-        assert manager.hear("STATUS") == f"STATUS=0 sessions, 1 tenants{status}"
+        assert manager.hear("STATUS") == f"STATUS=0 sessions, 1 tenant{status}"
         manager.hear("READY=1")
 
 
@@ -169,14 +169,14 @@ def test_newcomers_are_refused_when_the_sockets_unit_is_stopped(stage: Stage, ma
     daemon = manager.start()
     client = mounted(stage, manager)
     daemon.send_signal(signal.SIGUSR1)
-    while manager.hear("STATUS") != "STATUS=1 sessions, 1 tenants; accepting nobody new":
+    while manager.hear("STATUS") != "STATUS=1 session, 1 tenant; accepting nobody new":
         pass
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(manager.gate.getsockname())
     (client.directory / "file").write_text("hello")
     assert Path(client.mount_path(), "file").read_text() == "hello"
     client.stop()
-    assert manager.hear("STATUS") == "STATUS=0 sessions, 1 tenants; accepting nobody new"
+    assert manager.hear("STATUS") == "STATUS=0 sessions, 1 tenant; accepting nobody new"
 
 
 def test_a_daemon_whose_keeper_is_killed_ends_to_be_started_again(stage: Stage, manager: Manager) -> None:

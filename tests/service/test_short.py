@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -75,11 +76,32 @@ def test_no_more_descriptors(mounted: Mounted) -> None:
         assert client.upgrade() == 101
 
 
+def test_no_more_descriptors_for_fuse_gatectl(mounted: Mounted) -> None:
+    """It waits too, and the daemon sleeps meanwhile."""
+    server = mounted.server
+    ticks = Path(f"/proc/{daemon(server)}/stat")
+
+    def worked() -> int:
+        return sum(int(field) for field in ticks.read_text().rpartition(")")[2].split()[11:13])
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
+        with limited(server, RLIMIT_NOFILE, 3):
+            caller.connect(str(server.runtime / "control.sock"))
+            caller.send(b"\x81\xa7command\xa6status")
+            before = worked()
+            for _ in range(5):
+                assert works(mounted)
+                select.select([caller], [], [], 0.2)
+            assert worked() - before < 20, "hundredths of a second, of a hundred"
+        caller.settimeout(10)
+        assert caller.recv(4096)
+
+
 def test_nobody_new(mounted: Mounted) -> None:
     """SIGUSR1 to the daemon, with which its unit answers the stop of the socket unit."""
     server = mounted.server
     os.kill(daemon(server), signal.SIGUSR1)
-    assert "1 sessions go on" in server.program.stderr.wait_for("accepting nobody new", server.program.process)
+    assert "1 session left" in server.program.stderr.wait_for("accepting nobody new", server.program.process)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port), 30)
     assert works(mounted)

@@ -33,7 +33,7 @@ def test_the_first_connection_starts_it(service: Guest) -> None:
     client = service.client().mounted()
     assert service.is_active(DAEMON)
     assert service.is_active(KEEPER)
-    assert service.show(DAEMON, "StatusText") == "1 sessions, 1 tenants"
+    assert service.show(DAEMON, "StatusText") == "1 session, 1 tenant"
     works(service, client)
 
 
@@ -61,7 +61,7 @@ def test_a_good_policy_applies_to_live_sessions(service: Guest) -> None:
     service.write_policy(service.policy(HIDE))
     service.run("systemctl", "reload", DAEMON)
     assert service.run_as("reader", "cat", f"{client.mount}/secret.txt", check=False).stderr.count("No such file") == 1
-    assert service.show(DAEMON, "StatusText") == "1 sessions, 1 tenants"
+    assert service.show(DAEMON, "StatusText") == "1 session, 1 tenant"
 
 
 def test_a_faulty_policy_is_refused_and_the_reload_fails(service: Guest) -> None:
@@ -207,7 +207,7 @@ def test_stopping_the_socket_refuses_newcomers_and_keeps_sessions(service: Guest
         connect = refused.format(family, place)
         until(lambda connect=connect: service.run("python3", "-c", connect).stdout == "111\n", "a refusal")
     works(service, client)
-    assert service.show(DAEMON, "StatusText") == "1 sessions, 1 tenants; accepting nobody new"
+    assert service.show(DAEMON, "StatusText") == "1 session, 1 tenant; accepting nobody new"
     assert '"web"' in service.run("fuse-gatectl", "sessions", "--json").stdout
     # And back: what listens belongs to both, so the daemon has to be started anew.
     service.run("systemctl", "restart", DAEMON)

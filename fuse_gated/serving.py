@@ -40,7 +40,7 @@ class Driver(Protocol):
 
     def ready(self, events: int = 0, most: int = 16) -> None: ...
     def answer(self, unique: int, answer: KernelAnswer) -> None: ...
-    def invalidate_inode(self, node: int, *, pages: bool) -> None: ...
+    def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None: ...
     def invalidate_entry(self, parent: int, name: bytes) -> None: ...
 
 
@@ -209,7 +209,7 @@ class Serving:
 
     def _invalidate_inode(self, effect: effects.InvalidateInode) -> None:
         if self._driver is not None:
-            self._driver.invalidate_inode(effect.node, pages=effect.pages)
+            self._driver.invalidate_inode(effect.node, pages=effect.pages, awaited=effect.awaited)
 
     def _close(self, effect: effects.Close) -> None:
         self._socket.close(effect.code, effect.reason)
@@ -240,7 +240,8 @@ class Serving:
 
     def _driver_ready(self, events: int) -> None:
         assert self._driver is not None
-        if self._socket.queued > _CROWDED and not events & (select.EPOLLERR | select.EPOLLHUP):
+        crowded = self._socket.queued > _CROWDED or self.turnstile.session.crowded
+        if crowded and not events & (select.EPOLLERR | select.EPOLLHUP):
             # The client does not keep up: the kernel keeps what it has until there is room.
             self._loop.change(self._driver.fd, read=False)
             self._loop.after(_RETRY, self._resume)

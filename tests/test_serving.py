@@ -32,7 +32,8 @@ from fuse_gated.turnstile import directories
 from fuse_gated.turnstile.limits import Limits
 from fuse_gated.turnstile.turnstile import Turnstile
 from fuse_gated.wire import codec
-from fuse_gated.wire.messages import Asked, Cancel, Listed, ListedEntry, OpenedFile, Reply
+from fuse_gated.wire.messages import Asked, Cancel, Listed, ListedEntry, OpenedFile, Reply, Unlink
+from fuse_gated.wire.session import Pending
 
 NUMBERS = {name: number for number, (name, _) in OPCODES.items()}
 DIRECTORY, REGULAR = 0o040755, 0o100644
@@ -397,6 +398,22 @@ def test_while_too_much_waits_for_the_client_the_kernel_keeps_its_requests(sessi
     assert session.client.frames == []
     session.server.socket.queued = 0
     session.asked(number)
+
+
+def test_while_too_much_waits_for_room_with_the_client_the_kernel_keeps_its_requests(session):
+    """What many writers have to say must not all be copied here."""
+    session.asked(session.lookup())
+    wire = session.serving.turnstile.session
+    wire._max_in_flight = 1
+    writes = [wire.own_id(), wire.own_id()]
+    for number in writes:
+        wire.ask(Pending(number, Unlink(b"x"), session.loop.now + 3600, print, print, wire._max_bytes))
+    assert wire.crowded
+    number = session.lookup(b"other")
+    session.settle(3 * RETRY)
+    assert wire.get(number) is None, "it was not read"
+    wire.give_up(writes[0])
+    session.until(lambda: wire.get(number) is not None)
 
 
 def test_that_the_mount_is_gone_is_noticed_all_the_same(session):

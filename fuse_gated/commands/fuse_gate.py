@@ -17,6 +17,7 @@ from fuse_gated.client import Client, Event, State
 from fuse_gated.commands.output import complain, plain, shown_size
 from fuse_gated.edge.destination import Destination, parse_server
 from fuse_gated.edge.files import Export
+from fuse_gated.edge.filesystems import ignores_case
 from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.status import StatusLine
 from fuse_gated.errors import GateError, OperatorError, UsageError
@@ -83,6 +84,9 @@ def _export(options: argparse.Namespace) -> int:
     export = Export(Path(options.directory), read_only=options.read_only, trust_server=options.trust_server)
     if export.root == b"/":
         _warn("the whole of this machine is offered")
+    if ignores_case(options.directory):
+        _warn("the directory takes upper and lower case as the same, the server's rules do not: what they hide or deny by name "
+              "can be had by another spelling")
     _Session(export, destination, as_json=options.json).run()
     return 0
 

@@ -1,11 +1,13 @@
-"""Which filesystems answer from this machine, which may wait for a network, and where others are mounted."""
+"""Which filesystems answer from this machine, which may wait for a network, where others are mounted, and which ignore case."""
 
+import contextlib
 import errno
 import os
 import re
 import select
 import threading
 from collections.abc import Container
+from itertools import islice
 from typing import Final
 
 from fuse_gated.edge.syscalls import filesystem_type
@@ -84,6 +86,22 @@ class Filesystems:
             self._points = None
             self._known.clear()
 
+
+def ignores_case(directory: str) -> bool:
+    """Whether the directory finds what is in it by upper case as well as by lower, as those of vfat, CIFS and ext4's casefold
+    do. False too where nothing in it can tell."""
+    with contextlib.suppress(OSError), os.scandir(os.fsencode(directory)) as entries:
+        names = {entry.name for entry in islice(entries, _NAMES)}
+        for name in names:
+            other = name.swapcase()
+            if other not in names:
+                found, itself = (os.lstat(os.path.join(os.fsencode(directory), spelling)) for spelling in (other, name))
+                return os.path.samestat(found, itself)
+    return False
+
+
+_NAMES: Final = 1000
+"""That are looked at."""
 
 _NONE: Final[frozenset[bytes]] = frozenset()
 

@@ -25,6 +25,8 @@ MINOR: Final = 45
 OLDEST_MINOR: Final = 31
 MAX_WRITE: Final = 2**20
 
+_MOMENT: Final = 0.002
+"""Seconds that an answer waits for a notification at most: who holds the page may itself wait for an answer."""
 _BUFFER: Final = MAX_WRITE + 4096
 _INIT_IN = struct.Struct("=IIII")
 _INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
@@ -64,6 +66,7 @@ class Notifier:
         self._notices: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
         self._waiting: set[tuple[int, bytes]] = set()
         self._writing = False
+        self._settled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
         self._thread.start()
 
@@ -79,7 +82,12 @@ class Notifier:
         entry = (fd, notice)
         if entry not in self._waiting:
             self._waiting.add(entry)
+            self._settled.clear()
             self._notices.put(entry)
+
+    def settle(self, seconds: float) -> None:
+        """Wait until everything is written, but no longer than this."""
+        self._settled.wait(seconds)
 
     def stop(self) -> None:
         """End the thread, unless it waits in the kernel: then it ends with the mount."""
@@ -93,6 +101,8 @@ class Notifier:
             self._waiting.discard(entry)
             write_notice(*entry)
             self._writing = False
+            if not self._waiting:
+                self._settled.set()
 
 
 def write_notice(fd: int, notice: bytes) -> None:
@@ -152,10 +162,14 @@ class KernelDriver:
                 with contextlib.suppress(OSError):
                     os.write(self.fd, fuse_answers.OUT_HEADER.pack(fuse_answers.OUT_HEADER.size, -errno.EIO, unique))
 
-    def invalidate_inode(self, node: int, *, pages: bool) -> None:
+    def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None:
         notice = fuse_answers.invalidate_inode(node, pages=pages)
         if pages:
+            # Where one is stuck already the next would be too.
+            awaited = awaited and self._notifier.idle
             self._notifier.put(self.fd, notice)
+            if awaited:
+                self._notifier.settle(_MOMENT)
         else:
             # Attributes alone take no lock that a request holds, and must be gone before the answer that follows.
             write_notice(self.fd, notice)

@@ -79,7 +79,7 @@ class LibfuseDriver:
         if unique != _OUR_OWN:
             self._send(hosting.encode_answer(unique, answer))
 
-    def invalidate_inode(self, node: int, *, pages: bool) -> None:
+    def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None:
         """libfuse 2 cannot tell the kernel: what it holds is short-lived instead (`edge.libfuse.LACKS`)."""
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:

@@ -80,8 +80,8 @@ def bind_control(directory: int, shown: str, *, user: int, group: int, mode: int
 
 
 def rest_if_scarce(loop: Loop, listener: socket.socket, error: OSError, listen: Callable[[], None]) -> None:
-    """accept(2) failed. If descriptors or memory are short, the listener stays ready and would be asked again and again: it is left
-    alone for a moment, then `listen` watches it again."""
+    """accept(2) failed. If descriptors or memory are short, the listener stays ready, and would be asked again and again: it is
+    left alone for a moment, then `listen` watches it again."""
     if error.errno in _SCARCE:
         loop.forget(listener.fileno())
         loop.after(_ACCEPT_AGAIN, listen)

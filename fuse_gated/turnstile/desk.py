@@ -63,6 +63,8 @@ class Desk:
         self.unfinished: list[tuple[Node, int]] = []
         """Those that the kernel may still be moving, and how deep they lay."""
         self.moved_between: tuple[operations.Node, ...] = ()
+        self.pages: dict[int, Handle] = {}
+        """The open directories that keep a part of their listing, by their handles, the oldest first (directories.py)."""
         self._calls: dict[int, Call] = {}
         self._held: list[tuple[float, int, Call]] = []
         self._pruned_at = 0
@@ -293,13 +295,15 @@ class Desk:
 
     def answer_change(self, call: Call, answer: operations.Answer, siblings: list[int], *, contents: bool = False) -> None:
         """Answer an operation that changed a file. Its other names must not go on showing what the kernel has remembered:
-        their attributes go before the answer; with `contents` their pages go too, which may take a while."""
+        their attributes go before the answer; with `contents` their pages go too, which is awaited for a moment only, because
+        who holds a page may wait for another answer of ours. Were it not awaited, a GETATTR of the other name that crosses it
+        would be disregarded by the kernel, and a read(2) then end at the old size."""
         for sibling in siblings:
             self.effects.append(InvalidateInode(sibling, pages=False))
-        self.answer(call, answer)
         if contents:
             for sibling in siblings:
-                self.effects.append(InvalidateInode(sibling))
+                self.effects.append(InvalidateInode(sibling, awaited=True))
+        self.answer(call, answer)
 
     def prune(self) -> None:
         """Too many nodes: ask the kernel to forget names."""

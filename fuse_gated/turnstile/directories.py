@@ -24,6 +24,8 @@ _DIRENT_PLUS: Final = 24 + 128
 """sizeof(struct fuse_dirent) and fuse_direntplus without the name (linux/fuse.h)."""
 _MOST_ENTRIES: Final = 10_000_000
 _PAGE: Final = 1024
+MOST_PAGES: Final = 128
+"""Open directories that keep a page: it may take a megabyte, and one program can have very many open."""
 
 
 class _Room:
@@ -102,13 +104,23 @@ def _fill(t: Desk, call: Call, request: operations.Readdir, handle: Handle, room
 
     def answered(result: messages.Listed) -> None:
         sandbox.check_listing(result, _PAGE)
-        handle.page, handle.page_start = result.entries, cookie
+        _keep(t, handle, result.entries, cookie)
         if result.entries:
             _answer_from(t, call, request, handle, room, cookie)
         else:
             t.answer(call, Listing(tuple(room.entries), request.plus))
 
     t.ask(call, messages.Readdir(handle.remote, cookie, _PAGE, request.plus), answered)
+
+
+def _keep(t: Desk, handle: Handle, entries: tuple[Listed, ...], cookie: int) -> None:
+    """A page that is given up for it is asked for again where it is still needed."""
+    handle.page, handle.page_start = entries, cookie
+    t.pages.pop(handle.id, None)
+    if entries:
+        t.pages[handle.id] = handle
+    if len(t.pages) > MOST_PAGES:
+        t.pages.pop(next(iter(t.pages))).page = ()
 
 
 def _answer_from(t: Desk, call: Call, request: operations.Readdir, handle: Handle, room: _Room, cookie: int) -> None:
@@ -148,6 +160,7 @@ def releasedir(t: Desk, call: Call, request: operations.Releasedir) -> None:
     handle = t.handles.remove(request.handle)
     if handle is None:
         raise Failure("EBADF")
+    t.pages.pop(handle.id, None)
     t.announce_other(call, t.handles.path(handle))
     t.ask_aside(messages.Releasedir(handle.remote))
     t.answer(call, Done())

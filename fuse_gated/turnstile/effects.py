@@ -35,10 +35,12 @@ class InvalidateEntry(msgspec.Struct, frozen=True, gc=False):
 
 
 class InvalidateInode(msgspec.Struct, frozen=True, gc=False):
-    """FUSE_NOTIFY_INVAL_INODE: the kernel forgets a node's attributes and, with `pages`, what it holds of the content."""
+    """FUSE_NOTIFY_INVAL_INODE: the kernel forgets a node's attributes and, with `pages`, what it holds of the content.
+    `awaited`: it is given a moment for that before anything behind it in the list happens."""
 
     node: int
     pages: bool = True
+    awaited: bool = False
 
 
 class Close(msgspec.Struct, frozen=True, gc=False):

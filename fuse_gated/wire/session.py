@@ -75,6 +75,7 @@ class Session:
         self._waiting: deque[Pending] = deque()
         self._in_flight = 0
         self._bytes = 0
+        self._waiting_bytes = 0
         self._given_up = 0
         self._next_own = 1
 
@@ -90,6 +91,11 @@ class Session:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many bytes wait here that no further request should be taken: it would only wait behind them."""
+        return self._waiting_bytes > self._max_bytes
 
     @property
     def clogged(self) -> bool:
@@ -119,6 +125,7 @@ class Session:
             self._transmit(pending)
         else:
             self._waiting.append(pending)
+            self._waiting_bytes += pending.size
 
     def would_wait(self, size: int) -> bool:
         """Whether a request of so many bytes would have to be kept (its data must then be copied)."""
@@ -132,6 +139,7 @@ class Session:
         if not pending.sent:
             del self._pending[number]
             self._waiting.remove(pending)
+            self._waiting_bytes -= pending.size
             self._transmit_waiting()
             return False
         pending.given_up = True
@@ -158,7 +166,7 @@ class Session:
         """The client is gone: nothing will be answered, nobody is called back."""
         self._pending.clear()
         self._waiting.clear()
-        self._in_flight = self._bytes = self._given_up = 0
+        self._in_flight = self._bytes = self._waiting_bytes = self._given_up = 0
 
     def get(self, number: int) -> Pending | None:
         """A request that somebody waits for."""
@@ -209,7 +217,9 @@ class Session:
 
     def _transmit_waiting(self) -> None:
         while self._waiting and self._has_room(self._waiting[0]):
-            self._transmit(self._waiting.popleft())
+            pending = self._waiting.popleft()
+            self._waiting_bytes -= pending.size
+            self._transmit(pending)
 
     def _has_room(self, pending: Pending) -> bool:
         if self._waiting and self._waiting[0] is not pending:

@@ -391,6 +391,7 @@ def test_as_many_files_as_the_machine_allows(played: Played, directory: Path, to
 def test_warnings(played: Played, token: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuse_gate, "Export", lambda *_, **__: type("Root", (), {"root": b"/"}))
     monkeypatch.setattr(fuse_gate._Session, "run", lambda _: None)
+    monkeypatch.setattr(fuse_gate, "ignores_case", lambda _: True)
     umask = os.umask(0o022)
     try:
         assert main(["export", "/", "--server", "ws://192.0.2.1:1", "--token-file", token, "--name", "all"]) == 0
@@ -399,6 +400,7 @@ def test_warnings(played: Played, token: str, capsys: pytest.CaptureFixture[str]
     err = capsys.readouterr().err
     assert "clear text" in err
     assert "whole of this machine" in err
+    assert "another spelling" in err
 
 
 def test_a_terminal_shows_one_live_line(played: Played, directory: Path, token: str) -> None:

@@ -1,5 +1,6 @@
 """open(2): flags, permissions, and what O_TRUNC, O_EXCL and the rest promise."""
 
+import fcntl
 import mmap
 import os
 import stat

@@ -35,3 +35,30 @@ def test_each_device_is_asked_about_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_errors_are_told() -> None:
     assert outcome(Filesystems().is_local, 9999, 1) == "EBADF"
+
+
+# Case.
+
+
+@pytest.mark.parametrize("names", [(), (b"1", b"2"), (b"a",), (b"a", b"A", b"b"), (b"\xff.x",)], ids=str)
+def test_what_tells_upper_from_lower_case_does_not_ignore_it(tmp_path, names):
+    for name in names:
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+            file.write(name)
+    assert not filesystems.ignores_case(str(tmp_path))
+
+
+def test_a_name_that_is_not_listed_and_leads_to_the_same_file_tells_that_case_is_ignored(tmp_path, monkeypatch):
+    """Here it is a hard link beyond what is looked at: few kernels have a file system at hand that ignores case."""
+    (tmp_path / "name").write_text("text")
+    os.link(tmp_path / "name", tmp_path / "NAME")
+    assert not filesystems.ignores_case(str(tmp_path)), "both are listed"
+    monkeypatch.setattr(filesystems, "_NAMES", 1)
+    assert filesystems.ignores_case(str(tmp_path))
+
+
+def test_another_file_by_the_other_name_is_another_file(tmp_path, monkeypatch):
+    (tmp_path / "name").write_text("text")
+    (tmp_path / "NAME").write_text("other")
+    monkeypatch.setattr(filesystems, "_NAMES", 1)
+    assert not filesystems.ignores_case(str(tmp_path))

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import fcntl
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -155,6 +156,9 @@ def test_read_and_write(worker: Worker) -> None:
     assert worker.callbacks.write(None, b"data", 7, file(writepage=1)) == 4
     assert worker.asked[0] == op.Read(b"", 5, 2**40, 10)
     assert worker.asked[2] == op.Write(b"", 5, 7, b"data", True)
+    worker.answers = [4]
+    assert worker.callbacks.write(None, b"data", 0, file(flags=os.O_WRONLY | os.O_APPEND)) == 4
+    assert worker.asked[3] == op.Write(b"", 5, 0, b"data", append=True)
 
 
 def struct_flock(kind: int, start: int, length: int) -> _Flock:

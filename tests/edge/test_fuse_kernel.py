@@ -267,6 +267,34 @@ def test_pages_and_names_are_forgotten_by_a_thread_of_their_own(pair):
     assert kernel.receive() == (3, 0, struct.pack("=QII", 9, 4, 0) + b"name\0")
 
 
+def test_pages_that_are_awaited_are_forgotten_before_what_follows(pair):
+    driver, kernel = pair
+    for number in range(1, 20):
+        driver.invalidate_inode(number, pages=True, awaited=True)
+        driver.answer(2 * number, op.Done())
+        assert kernel.receive() == (2, 0, struct.pack("=Qqq", number, 0, 0))
+        assert kernel.receive() == (0, 2 * number, b"")
+
+
+def test_what_holds_the_notifier_up_holds_up_no_answer(notifier, log):
+    reader, writer = os.pipe()
+    # More than a pipe takes: the thread waits in the kernel, as it does for a page that somebody holds.
+    notifier.put(writer, bytes(2**17))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        driver = log.driver(ours.fileno(), notifier)
+        driver.invalidate_inode(9, pages=True, awaited=True)
+        driver.answer(6, op.Done())
+        assert struct.unpack_from("=IiQ", theirs.recv(100))[1:] == (0, 6)
+        missing = 2**17
+        while missing:
+            missing -= len(os.read(reader, missing))
+        assert struct.unpack_from("=IiQ", theirs.recv(100))[1:] == (2, 0)
+    notifier.stop()
+    os.close(reader)
+    os.close(writer)
+
+
 def test_the_notifier_writes_in_order_and_ends_when_it_is_stopped():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:

@@ -21,9 +21,9 @@ def setattr_in(valid, handle=0, size=0, atime=0, mtime=0, atime_ns=0, mtime_ns=0
     return packed("IIQQQqqqIIIIIIII", valid, 0, handle, size, 0, atime, mtime, 0, atime_ns, mtime_ns, 0, mode, 0, uid, gid, 0)
 
 
-def io_in(handle, offset, size, flags=0, tail=b""):
+def io_in(handle, offset, size, flags=0, tail=b"", descriptor=0o2):
     """struct fuse_read_in and fuse_write_in: fh, offset, size, flags, lock_owner, the file's flags, padding."""
-    return packed("QQIIQII", handle, offset, size, flags, 0, 0o2, 0, tail=tail)
+    return packed("QQIIQII", handle, offset, size, flags, 2**64 - 1, descriptor, 0, tail=tail)
 
 
 def lk_in(kind, flags):
@@ -63,6 +63,7 @@ SERVED = [
     ("READ", io_in(5, 2**40, 4096), op.Read(NODE, 5, 2**40, 4096)),
     ("WRITE", io_in(5, 10, 4, tail=b"datamore"), op.Write(NODE, 5, 10, b"data")),
     ("WRITE", io_in(5, 10, 4, 1 | 2, tail=b"data"), op.Write(NODE, 5, 10, b"data", True)),
+    ("WRITE", io_in(5, 10, 4, tail=b"data", descriptor=0o2002), op.Write(NODE, 5, 10, b"data", append=True)),
     ("WRITE", io_in(5, 10, 0, 4), op.Write(NODE, 5, 10, b"", False, True)),
     ("STATFS", b"", op.Statfs(NODE)),
     ("RELEASE", packed("QIIQ", 5, 0, 1, 9), op.Release(NODE, 5)),

@@ -31,7 +31,7 @@ def node(inodes):
 
 
 def lock(owner, pid=4321):
-    return SimpleNamespace(owner=owner, start=0, end=10, type=1, pid=pid)
+    return SimpleNamespace(handle=1, owner=owner, start=0, end=10, type=1, pid=pid)
 
 
 def test_handles_have_numbers_that_are_never_used_again(handles, node):

@@ -48,6 +48,16 @@ def test_an_owner_is_not_in_its_own_way() -> None:
     assert locks.holder(b"other", 2, Held(0, 3, 3, 1, 0)) == 0
 
 
+def test_locks_are_known_by_the_handle_through_which_they_were_taken() -> None:
+    locks = PosixLocks()
+    for owner, handle in ((2, 5), (1, 5), (3, 6)):
+        locks.changed(b"path", Setlk(1, handle, owner, 0, 9, 0, 7, False, False))
+    locks.changed(b"path", Setlk(1, 6, 1, 4, 5, UNLOCK, 7, False, False))
+    assert locks.through(b"path", 5) == [1, 2]
+    assert locks.through(b"path", 6) == [3]
+    assert locks.through(b"path", 7) == locks.through(b"other", 5) == []
+
+
 def test_close_gives_up_the_owners_locks_and_no_others() -> None:
     locks = PosixLocks()
     locks.changed(5, taken(1, 0, 9, 0))

@@ -9,6 +9,7 @@ from fuse_gated import operations as op
 from fuse_gated.errors import ProtocolError, errno_name
 from fuse_gated.gate.verdict import ALL, READ, WRITE, Rule
 from fuse_gated.operations import Listing
+from fuse_gated.turnstile.directories import MOST_PAGES
 from fuse_gated.wire import messages
 from fuse_gated.wire.messages import Listed, ListedEntry, OpenedFile
 
@@ -111,6 +112,49 @@ def test_a_page_is_asked_for_once_and_an_end_is_looked_for_once():
     client = Client(b"n%d" % number for number in range(2 * PAGE))
     client.whole()
     assert [frame.arguments.cookie for frame in client.mount.sent] == [0, PAGE, 2 * PAGE]
+
+
+def kept(client):
+    """Handles whose page is kept, though all of them are open."""
+    return [handle.id for handle in client.mount.t.handles if handle.page]
+
+
+def test_pages_are_kept_of_so_many_open_directories_and_no_more():
+    """A page may take a megabyte, and a program can have hundreds of thousands of directories open."""
+    client = Client([b"a"])
+    first = client.handle
+    client.read()
+    for _ in range(MOST_PAGES - 1):
+        client.handle = client.mount.opendir(client.node)
+        client.read()
+    assert len(kept(client)) == MOST_PAGES
+    client.handle = client.mount.opendir(client.node)
+    client.read()
+    assert len(kept(client)) == MOST_PAGES
+    assert first not in kept(client)
+
+
+def test_a_page_that_was_given_up_is_asked_for_again():
+    client = Client(b"n%d" % number for number in range(PAGE))
+    found = list(client.read(size=1024).entries)
+    first = client.handle
+    for _ in range(MOST_PAGES):
+        client.handle = client.mount.opendir(client.node)
+        client.read()
+    client.handle = first
+    while more := client.read(found[-1].offset).entries:
+        found += more
+    assert names(found) == [b".", b"..", *client.names]
+
+
+def test_a_directory_that_is_closed_or_ends_keeps_no_page():
+    client = Client([b"a"])
+    client.whole()
+    assert client.mount.t.pages == {}
+    client.read()
+    assert list(client.mount.t.pages) == [client.handle]
+    client.mount.ask(op.Releasedir(client.node, client.handle))
+    assert client.mount.t.pages == {}
 
 
 def test_the_dots_of_the_root_are_both_the_root():

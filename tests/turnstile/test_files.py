@@ -55,8 +55,8 @@ class Opened:
     def read(self, *results, offset=0, size=10):
         return self.mount.do(op.Read(self.node, self.handle, offset, size), *results)
 
-    def write(self, *results, offset=0, data=b"hello", from_cache=False):
-        return self.mount.do(op.Write(self.node, self.handle, offset, data, from_cache), *results)
+    def write(self, *results, offset=0, data=b"hello", from_cache=False, append=False):
+        return self.mount.do(op.Write(self.node, self.handle, offset, data, from_cache, append=append), *results)
 
 
 # Opening.
@@ -199,11 +199,18 @@ def test_data_is_written_and_less_than_all_is_no_fault():
 
 
 @pytest.mark.parametrize(
-    ("flags", "from_cache", "append"), [(O_RDWR, False, False), (O_APPEND | 1, False, True), (O_APPEND | 1, True, False)]
+    ("flags", "from_cache", "now", "append"),
+    [
+        (O_RDWR, False, False, False),
+        (O_RDWR, False, True, True),
+        (O_APPEND | 1, False, True, True),
+        (O_APPEND | 1, False, False, False),
+        (O_APPEND | 1, True, True, False),
+    ],
 )
-def test_appending_is_the_clients_to_do_except_for_pages_that_are_written_back(flags, from_cache, append):
+def test_appending_is_as_the_descriptor_is_now_and_not_for_pages_that_are_written_back(flags, from_cache, now, append):
     opened = Opened(flags)
-    opened.write(5, from_cache=from_cache)
+    opened.write(5, from_cache=from_cache, append=now)
     assert opened.mount.arguments.append is append
 
 
@@ -213,19 +220,19 @@ def test_what_was_opened_for_reading_is_not_written():
     assert failed(opened.mount.do(op.Fallocate(opened.node, opened.handle, 0, 10, 0))) == "EBADF"
 
 
-def test_other_names_of_a_written_file_are_looked_at_again_and_their_pages_after_the_answer():
+def test_other_names_of_a_written_file_are_looked_at_again_and_their_pages_awaited_before_the_answer():
     mount = Mount()
     a, b = mount.lookup(b"a", inode=21, nlink=2), mount.lookup(b"b", inode=21, nlink=2)
     handle = mount.open(a)
     mount.clear()
     mount.do(op.Write(a, handle, 0, b"hello"), 5)
-    assert mount.story == ["send write", f"forget attributes of {b}", "answer Count", f"forget {b}"]
+    assert mount.story == ["send write", f"forget attributes of {b}", f"forget {b}", "answer Count"]
     mount.clear()
     mount.do(op.CopyFileRange(a, handle, 0, a, handle, 100, 5), 5)
-    assert mount.story == ["send copy_file_range", f"forget attributes of {b}", "answer Count", f"forget {b}"]
+    assert mount.story == ["send copy_file_range", f"forget attributes of {b}", f"forget {b}", "answer Count"]
     mount.clear()
     mount.do(op.Fallocate(a, handle, 0, 5, 0), None)
-    assert mount.story == ["send fallocate", f"forget attributes of {b}", "answer Done", f"forget {b}"]
+    assert mount.story == ["send fallocate", f"forget attributes of {b}", f"forget {b}", "answer Done"]
 
 
 def test_data_is_sent_out_of_the_drivers_buffer_and_copied_only_where_it_waits():
@@ -257,14 +264,14 @@ def test_no_file_is_written_beyond_what_the_policy_allows():
 
 def test_where_an_append_ends_only_the_client_knows():
     opened = Opened(O_APPEND | 1, limits=Limits(file_size=1000))
-    assert opened.write(5, offset=10**6) == op.Count(5)
+    assert opened.write(5, offset=10**6, append=True) == op.Count(5)
     assert opened.mount.arguments.append is True
     assert opened.mount.arguments.most == 1000
     opened.mount.clear()
-    assert failed(opened.write(Errno("EFBIG"))) == "EFBIG"
+    assert failed(opened.write(Errno("EFBIG"), append=True)) == "EFBIG"
     assert [(record.kind, record.errno, record.path) for record in opened.mount.records] == [("limited", "EFBIG", b"f")]
     opened.mount.clear()
-    assert failed(opened.write(Errno("ENOSPC"))) == "ENOSPC"
+    assert failed(opened.write(Errno("ENOSPC"), append=True)) == "ENOSPC"
     assert opened.mount.records == []
 
 
@@ -308,6 +315,12 @@ def test_nothing_else_is_looked_for():
     opened = Opened()
     for whence in (0, 1, 2, 5):
         assert failed(opened.mount.do(op.Lseek(opened.node, opened.handle, 0, whence))) == "EINVAL"
+
+
+def test_nothing_lies_before_the_beginning():
+    opened = Opened()
+    assert failed(opened.mount.do(op.Lseek(opened.node, opened.handle, -1, 3))) == "ENXIO"
+    assert opened.mount.sent == []
 
 
 # Closing.
@@ -371,6 +384,18 @@ def test_reads_and_writes_are_told_once_when_the_file_is_closed(level, wrote):
     assert (record.count, record.bytes) == ((4, 10) if wrote else (2, 5))
     assert record.detail == f"read 5 bytes in 2, wrote {5 if wrote else 0} bytes in {2 if wrote else 0}"
     assert mount.story == ["tell file-closed release /g", "send release", "answer Done"]
+
+
+def test_locks_of_the_open_file_itself_are_given_up_before_it_is_closed():
+    mount = Mount()
+    node = mount.lookup(b"f", inode=21)
+    one, other = mount.open(node, remote=70), mount.open(node, remote=71)
+    for handle, owner in ((one, 9), (one, 8), (other, 7)):
+        mount.do(op.Setlk(node, handle, owner, 0, 10, 0, 4321, False, False), None)
+    mount.clear()
+    mount.do(op.Release(node, one))
+    assert [frame.arguments for frame in mount.sent] == [messages.Flush(70, 8), messages.Flush(70, 9), messages.Release(70)]
+    assert len(mount.t.handles.locks) == 1
 
 
 def test_nobody_waits_for_the_client_to_close():

@@ -146,6 +146,19 @@ def test_what_is_answered_within_the_grace_is_no_ones_to_end():
     assert mount.t.next_due(mount.now) is None
 
 
+def test_whoever_serves_it_can_see_what_it_waits_for():
+    mount = Mount(limits=TenantLimits(operations={"*": 1.0}))
+    assert (mount.t.busy, mount.t.holds) == (False, False)
+    first = mount.ask(op.Lookup(ROOT, b"a"))
+    assert (mount.t.busy, mount.t.holds) == (True, False)
+    second = mount.ask(op.Lookup(ROOT, b"b"))
+    assert (mount.t.busy, mount.t.holds) == (True, True)
+    mount.reply(first, attributes(21))
+    mount.tick(1)
+    mount.reply(second, attributes(22))
+    assert (mount.t.busy, mount.t.holds) == (False, False)
+
+
 def test_a_clogged_client_is_not_blamed_for_an_interrupt():
     mount = Mount(bounds=Limits(max_in_flight=1))
     first = mount.ask(op.Lookup(ROOT, b"a"))

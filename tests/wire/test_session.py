@@ -221,6 +221,39 @@ def test_giving_up_what_was_too_large_makes_room_for_those_behind_it():
     assert peer.asked == [2, 6]
 
 
+def crowded_peer():
+    """One request is with the client, and more bytes wait behind it than may be in flight."""
+    peer = Peer(max_in_flight=1, max_bytes=100)
+    for number in (2, 4):
+        peer.ask(number, size=100)
+    assert not peer.session.crowded, "as many as may be in flight"
+    peer.ask(6, size=1)
+    assert peer.session.crowded
+    return peer
+
+
+def test_it_is_crowded_until_what_waits_is_sent():
+    peer = crowded_peer()
+    peer.reply(Reply(2, None))
+    assert (peer.asked, peer.session.crowded) == ([2, 4], False)
+
+
+def test_it_is_crowded_until_what_waits_is_given_up():
+    peer = crowded_peer()
+    peer.session.give_up(2)
+    assert peer.session.crowded, "it is with the client"
+    peer.session.give_up(4)
+    assert not peer.session.crowded
+
+
+def test_who_is_abandoned_is_not_crowded():
+    peer = crowded_peer()
+    peer.session.abandon()
+    peer.ask(8, size=100)
+    peer.ask(10, size=100)
+    assert not peer.session.crowded
+
+
 def test_a_request_that_is_with_the_client_is_cancelled_and_keeps_its_place(peer):
     for number in (2, 4, 6):
         peer.ask(number)

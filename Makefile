@@ -44,7 +44,6 @@ coverage:
 
 bench:
 	@packaging/dev/prepare.sh $(VENV)
-	@case "$(BENCH_FLAGS)" in *--profile*) [ -x $(VENV)/bin/py-spy ] || $(PYTHON) -m pip install --quiet --disable-pip-version-check py-spy ;; esac
 	$(PYTHON) tests/bench/bench.py $(BENCH_FLAGS)
 
 fuzz:

@@ -82,7 +82,7 @@ def test_a_faulty_policy_is_refused_and_the_reload_fails(service: Guest) -> None
     assert service.run_as("reader", "cat", f"{client.mount}/secret.txt", check=False).returncode == 1
     service.write_policy(service.policy(HIDE))
     service.run("systemctl", "reload", DAEMON)
-    assert service.show(DAEMON, "StatusText") == "2 sessions, 1 tenants"
+    assert service.show(DAEMON, "StatusText") == "2 sessions, 1 tenant"
 
 
 def test_stopping_ends_sessions_in_order_and_the_next_client_starts_it_again(service: Guest) -> None:

@@ -93,6 +93,6 @@ print(*project["dependencies"], *(one for extra in sys.argv[2].split(",") for on
 ' "$top/pyproject.toml" "$extras" >"$venv/requirements"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 -r "$venv/requirements" ||
     stop "pip could not fetch or build what is listed in $venv/requirements; it says why above.
-It needs a way to pypi.org, or to another index (PIP_INDEX_URL) or a proxy (https_proxy)."
+It needs a way to the index of Python packages: its own, another one (PIP_INDEX_URL), or through a proxy (https_proxy)."
   touch "$stamp"
 fi

@@ -8,7 +8,6 @@ and when a worker ends, however it ends, its mount is taken away at once.
 import contextlib
 import gc
 import os
-import resource
 import secrets
 import signal
 import socket
@@ -30,6 +29,7 @@ from fuse_gated.gate.gate import Gate
 from fuse_gated.guest import Guest
 from fuse_gated.journals import Journals
 from fuse_gated.libfuse_mounter import LibfuseMounter
+from fuse_gated.mountd import allow_descriptors
 from fuse_gated.mounter import Mounter
 from fuse_gated.standalone import DaemonParts
 from fuse_gated.supervision import CLOSE_LIMIT, CLOSE_POLICY
@@ -72,7 +72,7 @@ class Daemon:
     def run(self) -> int:
         """Serve; the exit status. Raises ConfigurationError if the policy is at fault."""
         self.tenants = Tenants.read(self._directory)
-        _allow_descriptors()
+        allow_descriptors()
         self._door = Door(
             self.loop,
             self._parts.listeners,
@@ -386,12 +386,6 @@ class Daemon:
             process.tell(PROGRAM, "the mount keeper is gone: ending, to be started again")
             self._status = 1
             self.end()
-
-
-def _allow_descriptors() -> None:
-    """Each session takes two here, and the soft limit is often 1024."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _no_driver(has_keeper: bool) -> ConfigurationError:

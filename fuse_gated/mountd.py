@@ -272,7 +272,7 @@ def run(channel_socket: socket.socket, runtime: str) -> int:
 
 
 def allow_descriptors() -> None:
-    """As many as there may be: each mount takes one."""
+    """As many as there may be: each session takes some, here and in the daemon, and the soft limit is often 1024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

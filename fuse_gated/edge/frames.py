@@ -82,9 +82,7 @@ class Incoming:
         self._filled = 0
         while at < end and not self.over:
             if self._rest:
-                stop = min(end, at + self._rest)
-                self._rest -= stop - at
-                self._give(at, stop)
+                stop = self._pass(at, end)
             elif self._tail is not None:
                 stop = self._head(at, end)
             else:
@@ -153,6 +151,7 @@ class Incoming:
         return stop
 
     def _pass(self, at: int, end: int) -> int:
+        """Give the protocol its frame, as far as it is there; where that part ends."""
         stop = min(end, at + self._rest)
         self._rest -= stop - at
         self._give(at, stop)

@@ -1,102 +1,129 @@
-"""The client: one export, offered to one server.
+"""The client: one export, offered to one server, over one connection after the other.
 
-The states of a connection are a table (TRANSITIONS). What a server says before the welcome is a refusal or a fault of its
-own; after it, requests come and answers go until either side leaves.
+The states are a table (TRANSITIONS). A session outlives its connections: while the client is away it keeps what the server
+has open and locked, for as long as the server keeps the session, and a little longer. Then, or when the server says that it
+no longer knows the session, all of that is given back, and a new session begins under the same name.
 """
 
-import contextlib
 import enum
-import socket
-import threading
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from websockets.client import ClientProtocol
-from websockets.http11 import Request, Response
-from websockets.protocol import State as ProtocolState
-from websockets.typing import Subprotocol
 
 from fuse_gated import __version__
+from fuse_gated.connection import Connection
 from fuse_gated.edge.answering import Answering
 from fuse_gated.edge.destination import Destination
 from fuse_gated.edge.files import Export
 from fuse_gated.edge.loop import Loop, Timer
 from fuse_gated.edge.pool import Pool
-from fuse_gated.edge.websocket import WebSocket
-from fuse_gated.endings import ending, refusal
+from fuse_gated.endings import Ending, Outlook
 from fuse_gated.errors import GateError, PeerError, ProtocolError
+from fuse_gated.persistence import Persistence
 from fuse_gated.wire import codec
-from fuse_gated.wire.messages import MAX_MESSAGE, SUBPROTOCOL, Asked, Cancel, FromServer, Hello, Offer, Welcome
+from fuse_gated.wire.messages import Asked, Cancel, FromServer, Hello, Offer, Terms, Welcome
 
-CONNECT_TIMEOUT: Final = 10.0
-LOGIN_TIMEOUT: Final = 30.0
-"""Seconds from the connection to the welcome; the server may wait for its mount meanwhile."""
-PING_EVERY: Final = 15.0
-DEAD_AFTER: Final = 45.0
+HELD_BEYOND: Final = 30.0
+"""Seconds after the server's grace for which handles and locks are kept: the server counts from when it noticed."""
+LONGEST_GRACE: Final = 7 * 24 * 3600.0
+"""For which a server may have this client keep files open and locked: what a policy may say at most."""
+_LONGEST_SECRET: Final = 1024
 _GOODBYE: Final = "goodbye"
 _ENDING_TIMEOUT: Final = 2.0
+_VIOLATION: Final = 1008
 
 
 class State(enum.Enum):
     CONNECTING = "connecting"
     LOGGED_IN = "logged in"
     MOUNTED = "mounted"
+    WAITING = "waiting"
+    FAILED = "failed"
     CLOSED = "closed"
 
 
 TRANSITIONS: Final = {
     (State.CONNECTING, "upgraded"): State.LOGGED_IN,
-    (State.CONNECTING, "lost"): State.CLOSED,
     (State.LOGGED_IN, "welcomed"): State.MOUNTED,
-    (State.LOGGED_IN, "lost"): State.CLOSED,
-    (State.MOUNTED, "lost"): State.CLOSED,
+    (State.CONNECTING, "lost"): State.WAITING,
+    (State.LOGGED_IN, "lost"): State.WAITING,
+    (State.MOUNTED, "lost"): State.WAITING,
+    (State.WAITING, "due"): State.CONNECTING,
+    (State.WAITING, "given up"): State.FAILED,
+    (State.CONNECTING, "left"): State.CLOSED,
+    (State.LOGGED_IN, "left"): State.CLOSED,
+    (State.MOUNTED, "left"): State.CLOSED,
+    (State.WAITING, "left"): State.CLOSED,
 }
 """What may happen in which state, and where it leads."""
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """Something that happened: 'connecting', 'logged-in', 'mounted' or 'closed'. `path` is where the server mounted it."""
+    """Something that happened: 'connecting', 'logged-in', 'mounted' (a new session; `replaced`: after the server lost the one
+    before), 'connection-lost', 'reconnecting' (`attempt` comes in `delay` seconds), 'resumed' (the session goes on) or 'closed'.
+    `path` is where the server mounted it."""
 
     event: str
     server: str | None = None
     export: str | None = None
     path: str | None = None
     session: str | None = None
+    replaced: bool = False
+    attempt: int | None = None
+    delay: float | None = None
     reason: str | None = None
 
 
 class Client:
     """Runs on a loop of the caller's; `on_event` hears what happens. One use: a client that has ended stays ended."""
 
-    def __init__(self, loop: Loop, export: Export, destination: Destination, on_event: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        export: Export,
+        destination: Destination,
+        on_event: Callable[[Event], None],
+        persistence: Persistence | None = None,
+    ) -> None:
         self.state = State.CONNECTING
         self.mount_path = ""
+        self.reason = ""
+        """Why there is no connection, while there is none."""
+        self.next_attempt: float | None = None
+        """When it comes, in the loop's time, while it is waited for."""
         self._pools = (Pool(loop), Pool(loop))
         self.answering = Answering(loop, export, self._pools[0], self._send, self._queued, self._pools[1])
         self._loop = loop
         self._export = export
         self._destination = destination
         self._on_event = on_event
+        self._persistence = persistence or Persistence()
         self._tls = destination.tls_context()
-        self._websocket: WebSocket | None = None
-        self._timers: list[Timer] = []
+        self._connection: Connection | None = None
+        self._secret: bytes | None = None
+        self._offered = False
+        self._held_for = 0.0
+        self._sessions = 0
+        self._failures = 0
+        self._mounted_at = 0.0
+        self._attempt_timer: Timer | None = None
+        self._holding_timer: Timer | None = None
         self._failure: GateError | None = None
         self._leaving = False
 
     def run(self) -> None:
-        """Serve until the session ends. Returns after a goodbye.
+        """Serve until the session ends, over as many connections as it takes. Returns after a goodbye.
 
-        Raises RefusedError if the server refuses, PeerError if it cannot be reached, breaks off or breaks the protocol.
+        Raises RefusedError if the server refuses, PeerError if it cannot be reached, or breaks off or the protocol, and
+        another attempt is not wanted or would not help.
         """
         self._on_event(Event(event="connecting", server=self._destination.address, export=self._destination.name))
-        # In a thread, because name resolution cannot be done without waiting.
-        threading.Thread(target=self._connect, name="fuse-gate-connect", daemon=True).start()
+        self._connect()
         self._loop.run()
-        if self._websocket is not None:
-            self._websocket.abort()
-        for timer in self._timers:
-            timer.cancel()
+        for timer in (self._attempt_timer, self._holding_timer):
+            if timer is not None:
+                timer.cancel()
         self.answering.stop()
         # What a dead filesystem holds up ends with the process, which then also closes its files.
         if all(pool.close(_ENDING_TIMEOUT) for pool in self._pools):
@@ -106,84 +133,81 @@ class Client:
 
     def goodbye(self) -> None:
         """Leave in order; said twice, leave at once."""
+        if self.state in (State.CLOSED, State.FAILED):
+            return
         again, self._leaving = self._leaving, True
-        if self._websocket is None:
-            self._lost(None)
-        elif again:
-            self._websocket.abort()
-        else:
-            self._websocket.close(1000, _GOODBYE)
+        if self._connection is None or again or not self._connection.close(1000, _GOODBYE):
+            self._end("left", None)
 
     # Connecting.
 
     def _connect(self) -> None:
-        destination = self._destination
-        try:
-            sock = socket.create_connection((destination.uri.host, destination.uri.port), CONNECT_TIMEOUT)
-        except (OSError, UnicodeError) as error:  # UnicodeError: a host's name that IDNA does not allow
-            why = getattr(error, "strerror", None) or error
-            problem = PeerError(f"cannot reach {destination.address}: {why}", "is the server running there?")
-            self._loop.from_thread(lambda: self._lost(problem))
-        else:
-            self._loop.from_thread(lambda: self._connected(sock))
+        self._offered = False
+        self._connection = Connection(self._loop, self._destination, self._tls, self, self._persistence.dead_after)
 
-    def _connected(self, sock: socket.socket) -> None:
-        if self.state is State.CLOSED:
-            sock.close()
-            return
-        sock.setblocking(False)
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        uri = self._destination.uri
-        if self._tls is not None:
-            sock = self._tls.wrap_socket(sock, server_hostname=uri.host, do_handshake_on_connect=False)
-        protocol = ClientProtocol(uri, subprotocols=[Subprotocol(SUBPROTOCOL)], max_size=MAX_MESSAGE)
-        self._websocket = WebSocket(self._loop, sock, protocol, self)
-        request = protocol.connect()
-        request.headers["Authorization"] = f"Bearer {self._destination.token}"
-        request.headers["User-Agent"] = f"fuse-gate/{__version__}"
-        protocol.send_request(request)
-        self._websocket.flush_soon()
-        self._timers.append(self._loop.after(LOGIN_TIMEOUT, self._login_took_too_long))
+    def _try_again(self) -> None:
+        self._attempt_timer = self.next_attempt = None
+        self._enter("due")
+        self._connect()
 
-    def _login_took_too_long(self) -> None:
-        if self.state in (State.CONNECTING, State.LOGGED_IN):
-            self._fail(PeerError(f"the server did not open a session within {LOGIN_TIMEOUT:.0f} s", "see the server's log"), 1002)
+    # The connection's events (connection.py).
 
-    # The connection's events (edge/websocket.py).
-
-    def on_request(self, request: Request) -> None:
-        """Only servers get requests."""
-
-    def on_response(self, response: Response) -> None:
-        assert self._websocket is not None
-        if self._websocket.protocol.state is not ProtocolState.OPEN:
-            self._fail(refusal(response, self._websocket), 1002)
-        elif self._websocket.protocol.subprotocol != SUBPROTOCOL:
-            self._fail(PeerError(f"the server does not speak {SUBPROTOCOL}", "is it a fuse-gated server?"), 1002)
-        else:
-            self._enter("upgraded")
-            self._on_event(Event(event="logged-in"))
-            offer = Offer(
-                export=self._destination.name,
-                program=f"fuse-gate/{__version__}",
-                root=self._export.root,
-                capabilities=self._export.capabilities,
-            )
-            self._websocket.send(codec.encode(Hello(offer)))
+    def on_upgraded(self) -> None:
+        self._enter("upgraded")
+        self._on_event(Event(event="logged-in"))
+        offer = Offer(
+            export=self._destination.name,
+            program=f"fuse-gate/{__version__}",
+            root=self._export.root,
+            capabilities=self._export.capabilities,
+            resume=self._secret,
+        )
+        self._offered = self._secret is not None
+        assert self._connection is not None
+        self._connection.send(codec.encode(Hello(offer)))
 
     def on_message(self, data: bytes | bytearray) -> None:
-        if self._failure is not None:
-            return
-        try:
-            for frame in codec.decode_from_server(data):
-                self._frame(frame)
-        except ProtocolError as error:
-            self._fail(error, error.close_code)
+        for frame in codec.decode_from_server(data):
+            self._frame(frame)
 
-    def on_closed(self, code: int, reason: str) -> None:
-        assert self._websocket is not None
-        self._lost(None if self._leaving else self._failure or ending(self._websocket, code, reason))
+    def on_lost(self, end: Ending) -> None:
+        """Decides what happens next: another attempt, or the end."""
+        was_mounted = self.state is State.MOUNTED
+        self._connection = None
+        self.answering.suspend()
+        if self._leaving:
+            self._end("left", None)
+            return
+        self._enter("lost")
+        self.reason = end.error.message
+        if was_mounted:
+            self._on_event(Event(event="connection-lost", reason=self.reason))
+            self._failures = 0
+            self._holding_timer = self._loop.after(self._held_for, self._hold_no_longer)
+        else:
+            self._failures += 1
+        most = self._persistence.max_attempts
+        if not self._may_help(end.outlook):
+            self._end("given up", end.error)
+        elif most is not None and self._failures >= most:
+            times = f"{most} attempts" if most > 1 else "one attempt"
+            self._end("given up", PeerError(f"given up after {times}: {end.error.message}", end.error.hint))
+        else:
+            stayed = self._loop.now - self._mounted_at >= self._persistence.delay
+            # One that says so again and again is believed no more.
+            soon = end.soon and was_mounted and stayed
+            delay = self._persistence.short_pause() if soon else self._persistence.pause(self._failures)
+            self.next_attempt = self._loop.now + delay
+            self._attempt_timer = self._loop.after(delay, self._try_again)
+            self._on_event(
+                Event(event="reconnecting", attempt=self._failures + 1, delay=round(delay, 3), reason=self.reason)
+            )
+
+    def _may_help(self, outlook: Outlook) -> bool:
+        """Whether another attempt is wanted, and has a chance."""
+        if outlook is Outlook.FINAL or not self._persistence.reconnect:
+            return False
+        return bool(self._sessions) or (self._persistence.from_start and outlook is Outlook.PASSING)
 
     def _frame(self, frame: FromServer) -> None:
         if isinstance(frame, Asked):
@@ -195,39 +219,49 @@ class Client:
         else:
             self._welcomed(frame)
 
+    # The session.
+
     def _welcomed(self, frame: Welcome) -> None:
+        terms = frame.terms
         if self.state is not State.LOGGED_IN:
             raise ProtocolError("a second welcome")
-        self.answering.begin(frame.terms)
-        self.mount_path = frame.terms.mount
+        _check(terms)
+        if not terms.resumed:
+            self.answering.begin(terms)
+        elif self._offered:
+            self.answering.resume(terms)
+        else:
+            raise ProtocolError("a session goes on that this client has not asked for", _VIOLATION)
+        if self._holding_timer is not None:
+            self._holding_timer.cancel()
+        self._secret = terms.resume
+        self._held_for = min(terms.grace, LONGEST_GRACE) + HELD_BEYOND
+        self.mount_path, self.reason = terms.mount, ""
+        self._failures, self._mounted_at = 0, self._loop.now
+        replaced = bool(self._sessions) and not terms.resumed
+        self._sessions += not terms.resumed
+        assert self._connection is not None
+        self._connection.welcomed()
         self._enter("welcomed")
-        self._on_event(Event(event="mounted", path=frame.terms.mount, session=frame.terms.session))
-        self._timers.append(self._loop.after(PING_EVERY, self._keep_alive))
+        happened = "resumed" if terms.resumed else "mounted"
+        self._on_event(Event(event=happened, path=terms.mount, session=terms.session, replaced=replaced))
 
-    def _keep_alive(self) -> None:
-        assert self._websocket is not None
-        if self._loop.now - self._websocket.last_heard > DEAD_AFTER:
-            self._failure = PeerError(f"the server has been silent for {DEAD_AFTER:.0f} s", "is the network up?")
-            self._websocket.abort()
+    def _hold_no_longer(self) -> None:
+        """The server has given the session up by now: nobody's files stay open and locked here for it."""
+        if self.state is State.LOGGED_IN:
+            # Just now it is asked whether it has.
+            self._holding_timer = self._loop.after(1.0, self._hold_no_longer)
             return
-        self._websocket.ping()
-        self._timers.append(self._loop.after(PING_EVERY, self._keep_alive))
-        del self._timers[:-1]
+        self._secret = None
+        self.answering.forget()
 
     # Endings.
 
-    def _fail(self, error: GateError, code: int) -> None:
-        assert self._websocket is not None
-        if self._failure is None:
-            self._failure = error
-        self._websocket.close(code, error.message)
-
-    def _lost(self, error: GateError | None) -> None:
-        """The connection is over, or never was: decides what happens next. It ends the client, with `error` unless it left
-        by itself; a client that connects again would go back to CONNECTING here, and keep its handles and locks."""
-        if self.state is State.CLOSED:
-            return
-        self._enter("lost")
+    def _end(self, happened: str, error: GateError | None) -> None:
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+        self._enter(happened)
         self._failure = error
         self._on_event(Event(event="closed", reason=_GOODBYE if error is None else error.message))
         self._loop.stop()
@@ -236,9 +270,16 @@ class Client:
         self.state = TRANSITIONS[self.state, happened]
 
     def _send(self, message: bytearray) -> None:
-        assert self._websocket is not None
-        self._websocket.send_now(message)
+        if self._connection is not None:
+            self._connection.send(message)
 
     def _queued(self) -> int:
-        assert self._websocket is not None
-        return self._websocket.queued
+        return self._connection.queued if self._connection is not None else 0
+
+
+def _check(terms: Terms) -> None:
+    """Raises ProtocolError for terms that make no sense."""
+    if not terms.grace >= 0.0:  # Not `<`: NaN is neither.
+        raise ProtocolError(f"a grace of {terms.grace} seconds", _VIOLATION)
+    if len(terms.resume) > _LONGEST_SECRET:
+        raise ProtocolError(f"a secret of {len(terms.resume)} bytes", _VIOLATION)

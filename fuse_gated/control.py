@@ -1,10 +1,14 @@
-"""The control socket, <runtime>/control.sock: what `fuse-gatectl` asks the running daemon.
+"""The control socket, <runtime>/control.sock: what `fuse-gatectl` asks the running daemon, and where programs attach to sessions.
 
 It is AF_UNIX and SOCK_SEQPACKET (unix(7)). A request is one packet, a MessagePack map. The answer is another map; one that
 is longer than a packet comes in several, because the kernel takes no packet larger than the sender's buffer, and an
 unprivileged daemon may not enlarge its own beyond net.core.wmem_max. One connection serves one request.
+
+Everybody may connect. To root and the daemon's own user it answers everything, to all others `exports` and `attach`: what they
+may use by the policy. The descriptor of an attached socket comes with the answer (SCM_RIGHTS).
 """
 
+import errno
 import os
 import socket
 import time
@@ -13,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from fuse_gated.errors import OperatorError, PeerError
+from fuse_gated.errors import OperatorError, PeerError, errno_number
 
 Kind = TypeVar("Kind")
 
@@ -33,11 +37,13 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the daemon answers: `error` is None and `result` counts, or `error` and `hint` are for people."""
+    """What the daemon answers: `error` is None and `result` counts, or `error` and `hint` are for people. `errno` is an errno's
+    name, where a program that attaches is to be told one."""
 
     error: str | None = None
     hint: str = ""
     result: Any = None
+    errno: str = ""
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,8 +67,25 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     user_agent: str = ""
 
 
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """What `attach` answers beside the socket: which session it is."""
+
+    session: str
+    tenant: str
+    export: str
+
+
+class AttachError(OperatorError):
+    """The daemon gives no socket: there is no such session, or the asker may not use it. `errno` is this machine's number."""
+
+    def __init__(self, message: str, hint: str = "", number: int = errno.EACCES) -> None:
+        super().__init__(message, hint)
+        self.errno = number
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """What `status` answers. `uptime` is in seconds; `mountd` says whether the mount keeper answers."""
+    """What `status` answers. `uptime` is in seconds; `mountd` says whether the mount keeper answers; `held` are the sessions with
+    those whose mount is just being made or taken away."""
 
     version: str
     pid: int = 0
@@ -71,6 +94,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     uptime: float = 0.0
     mountd: bool = False
     drivers: tuple[str, ...] = ()
+    draining: bool = False
+    held: int = 0
 
 
 def decode_request(packet: bytes) -> Request:
@@ -90,21 +115,52 @@ def call(runtime: str, command: str, timeout: float = 5.0, **arguments: Any) -> 
     Raises OperatorError where no daemon runs, where we may not speak to it, and where it could not do what was asked;
     PeerError where it does not answer, or answers what makes no sense.
     """
+    answer, sockets = _ask(runtime, command, timeout, arguments)
+    for sock in sockets:
+        sock.close()
+    if answer.error is not None:
+        raise OperatorError(answer.error, answer.hint)
+    return answer.result
+
+
+def attach(runtime: str, session: str, timeout: float = 5.0) -> tuple[socket.socket, Attachment]:
+    """A socket to the worker of a session, which is named by its own name or as tenant/export; and which one it is.
+
+    Raises AttachError where there is none that we may use, and what `call` raises.
+    """
+    answer, sockets = _ask(runtime, "attach", timeout, {"session": session})
+    if answer.error is None and len(sockets) == 1:
+        return sockets[0], _convert(answer.result, Attachment)
+    for sock in sockets:
+        sock.close()
+    if answer.error is None:
+        raise _nonsense()
+    raise AttachError(answer.error, answer.hint, errno_number(answer.errno))
+
+
+def exports(runtime: str, timeout: float = 5.0) -> list[str]:
+    """The sessions that we may attach to, each as tenant/export. Raises what `call` raises."""
+    return _convert(call(runtime, "exports", timeout), list[str])
+
+
+def _ask(runtime: str, command: str, timeout: float, arguments: dict[str, Any]) -> tuple[Answer, list[socket.socket]]:
     request = msgspec.msgpack.encode(Request(command, arguments))
     deadline = time.monotonic() + timeout
+    sockets: list[socket.socket] = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         try:
             connection.settimeout(timeout)
             _connect(connection, Path(runtime, SOCKET_NAME))
             connection.sendall(request)
-            answer = _receive(connection, deadline)
-        except TimeoutError:
-            raise PeerError(f"the daemon did not answer within {timeout:g} s", _LOOK) from None
-        except OSError as error:
-            raise PeerError(f"the daemon broke off: {error.strerror}", _LOOK) from None
-    if answer.error is not None:
-        raise OperatorError(answer.error, answer.hint)
-    return answer.result
+            return _receive(connection, deadline, sockets), sockets
+        except BaseException as error:
+            for sock in sockets:
+                sock.close()
+            if isinstance(error, TimeoutError):
+                raise PeerError(f"the daemon did not answer within {timeout:g} s", _LOOK) from None
+            if isinstance(error, OSError):
+                raise PeerError(f"the daemon broke off: {error.strerror}", _LOOK) from None
+            raise
 
 
 def convert_sessions(result: Any) -> list[Session]:
@@ -147,11 +203,13 @@ def _connect(connection: socket.socket, path: Path) -> None:
         raise OperatorError(f"we may not use {path}", "run this as root, or as the user that the daemon runs as") from None
 
 
-def _receive(connection: socket.socket, deadline: float) -> Answer:
+def _receive(connection: socket.socket, deadline: float, sockets: list[socket.socket]) -> Answer:
+    """Appends the sockets that come with the answer."""
     data = bytearray()
     while len(data) <= MAX_ANSWER:
         connection.settimeout(max(deadline - time.monotonic(), 0.001))
-        packet = connection.recv(MAX_REQUEST)
+        packet, fds, _, _ = socket.recv_fds(connection, MAX_REQUEST, 1, socket.MSG_CMSG_CLOEXEC)
+        sockets += [socket.socket(fileno=fd) for fd in fds]
         data += packet
         try:
             return _ANSWERS.decode(data)

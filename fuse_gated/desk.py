@@ -1,32 +1,59 @@
 """The daemon's side of the control socket: answers `fuse-gatectl` (control.py has the form).
 
-Only root and the daemon's own user are listened to, by the kernel's word (SO_PEERCRED, unix(7)). What the workers know is
-asked of them first; one that does not answer in time is shown without its figures.
+Root and the daemon's own user may ask everything, all others only for what they may use without a mount, by the kernel's word
+(SO_PEERCRED, SO_PEERGROUPS; unix(7)). What the workers know is asked of them first; one that does not answer in time is shown
+without its figures.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-import struct
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from fuse_gated import __version__, control
+from fuse_gated import __version__, control, supervision
+from fuse_gated.edge import hosting
 from fuse_gated.edge.listening import rest_if_scarce
 from fuse_gated.edge.loop import Loop, Timer
+from fuse_gated.edge.peers import Peer, peer_of
+from fuse_gated.gate.admission import NOT_A_USER, may_attach
 
 if TYPE_CHECKING:
     from fuse_gated.daemon import Daemon
-    from fuse_gated.guest import Guest
+    from fuse_gated.seats import Seat
 
 _MOST_CALLERS: Final = 64
+_MOST_OTHERS: Final = 32
+_MOST_OF_ONE_USER: Final = 4
+"""Callers who are neither root nor the daemon's own user: so that they keep neither us nor each other out."""
+_REFUSAL_PAUSE: Final = 0.2
+"""Seconds that a refusal takes, each of which is told to the audit."""
+_OPERATORS: Final = -1
+_LISTED: Final = "fuse-gatectl sessions lists them"
 _PATIENCE: Final = 1.0
 _CALLER_PATIENCE: Final = 10.0
 _MOST: Final = 2**63 - 1
+
+
+class _Caller(NamedTuple):
+    """Who is connected."""
+
+    sock: socket.socket
+    peer: Peer
+
+    @property
+    def uid(self) -> int:
+        return self.peer.uid
+
+    @property
+    def is_operator(self) -> bool:
+        return self.uid in (0, os.geteuid())
 
 
 class Desk:
@@ -36,7 +63,8 @@ class Desk:
         self._loop = loop
         self._listener = listener
         self._daemon = daemon
-        self._callers = 0
+        self._callers: Counter[int] = Counter()
+        """How many there are, by their users; operators are -1."""
         self._started = time.monotonic()
         self._commands: dict[str, Callable[[dict[str, Any], Callable[[control.Answer], None]], None]] = {
             "status": self._status,
@@ -44,6 +72,7 @@ class Desk:
             "show": self._show,
             "kick": self._kick,
             "stats": self._stats,
+            "drain": self._drain,
         }
         self._listen()
 
@@ -52,28 +81,44 @@ class Desk:
 
     def _ready(self, _events: int) -> None:
         try:
-            caller, _ = self._listener.accept()
+            sock, _ = self._listener.accept()
         except OSError as error:
             rest_if_scarce(self._loop, self._listener, error, self._listen)
             return
-        caller.setblocking(False)
-        _pid, uid, _gid = struct.unpack("3i", caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid not in (0, os.geteuid()) or self._callers >= _MOST_CALLERS:
-            caller.close()
+        sock.setblocking(False)
+        caller = _Caller(sock, peer_of(sock))
+        if not self._has_room(caller):
+            sock.close()
             return
-        self._callers += 1
+        self._callers[_OPERATORS if caller.is_operator else caller.uid] += 1
         timer = self._loop.after(_CALLER_PATIENCE, lambda: self._over(caller))
-        self._loop.watch(caller.fileno(), lambda _events: self._heard(caller, timer))
+        self._loop.watch(sock.fileno(), lambda _events: self._heard(caller, timer))
 
-    def _heard(self, caller: socket.socket, timer: Timer) -> None:
+    def _has_room(self, caller: _Caller) -> bool:
+        operators = self._callers[_OPERATORS]
+        if caller.is_operator:
+            return operators < _MOST_CALLERS
+        return self._callers[caller.uid] < _MOST_OF_ONE_USER and self._callers.total() - operators < _MOST_OTHERS
+
+    def _heard(self, caller: _Caller, timer: Timer) -> None:
         timer.cancel()
         try:
-            packet = caller.recv(control.MAX_REQUEST)
+            packet = caller.sock.recv(control.MAX_REQUEST)
             request = control.decode_request(packet)
         except (OSError, msgspec.DecodeError):
             self._over(caller)
             return
-        self._loop.forget(caller.fileno())
+        self._loop.forget(caller.sock.fileno())
+        if request.command == "attach":
+            self._attach(caller, request.arguments.get("session"))
+            return
+        if request.command == "exports":
+            self._reply(caller, control.Answer(result=[seat.shown for seat in self._open_to(caller)]))
+            return
+        if not caller.is_operator:
+            hint = "ask as root, or as the user that the daemon runs as"
+            self._reply(caller, control.Answer(f"'{request.command}' is for the operator", hint, errno="EACCES"))
+            return
         command = self._commands.get(request.command)
         if command is None:
             answer = control.Answer(f"the daemon knows no command '{request.command}'", "is it of an older version? restart it")
@@ -81,13 +126,20 @@ class Desk:
             return
         command(request.arguments, lambda answer: self._reply(caller, answer))
 
-    def _reply(self, caller: socket.socket, answer: control.Answer) -> None:
+    def _reply(self, caller: _Caller, answer: control.Answer, fds: Sequence[int] = ()) -> None:
+        """The descriptors go with the first packet, and stay the caller's."""
+        if caller.sock.fileno() < 0:
+            return
         packets = control.encode_answer(answer)
+        if fds:
+            # There is room for one packet in a socket that nobody has written to.
+            with contextlib.suppress(OSError):
+                socket.send_fds(caller.sock, [packets.pop(0)], fds)
 
         def send(_events: int = 0) -> None:
             while packets:
                 try:
-                    caller.send(packets[0])
+                    caller.sock.send(packets[0])
                 except BlockingIOError:
                     return
                 except OSError:
@@ -97,13 +149,60 @@ class Desk:
             self._over(caller)
 
         timer = self._loop.after(_CALLER_PATIENCE, lambda: self._over(caller))
-        self._loop.watch(caller.fileno(), send, read=False, write=True)
+        self._loop.watch(caller.sock.fileno(), send, read=False, write=True)
 
-    def _over(self, caller: socket.socket) -> None:
-        if caller.fileno() >= 0:
-            self._callers -= 1
-            self._loop.forget(caller.fileno())
-            caller.close()
+    def _over(self, caller: _Caller) -> None:
+        if caller.sock.fileno() >= 0:
+            # The counter forgets who is not there.
+            self._callers -= Counter({_OPERATORS if caller.is_operator else caller.uid: 1})
+            self._loop.forget(caller.sock.fileno())
+            caller.sock.close()
+
+    # What everybody may ask.
+
+    def _attach(self, caller: _Caller, name: object) -> None:
+        """A socket to the worker of a session, for whoever may enter the tenant's mounts."""
+        found = self._daemon.seats.find(name)
+        for seat in found:
+            why = may_attach(*self._daemon.tenants[seat.tenant.name], caller.uid, caller.peer.groups)
+            if why is not None:
+                self._refuse(caller, name, seat, why)
+                return
+            if self._join(caller, seat):
+                return
+        if found:
+            answer = control.Answer(f"nobody serves {name!r} at this moment", "try again", errno="EAGAIN")
+            self._reply(caller, answer)
+        elif caller.is_operator:
+            self._reply(caller, control.Answer(f"there is no session {name!r}", _LISTED, errno="ENOENT"))
+        else:
+            self._refuse(caller, name, None, NOT_A_USER)
+
+    def _refuse(self, caller: _Caller, name: object, seat: Seat | None, why: str) -> None:
+        """To who may not use it, a session that is there is like one that is not."""
+        if seat is not None and seat.reader is not None:
+            seat.reader.say(supervision.AttachRefused(caller.uid, caller.peer.pid))
+        shown = f"there is no session {name!r} that uid {caller.uid} may use"
+        message = shown if why == NOT_A_USER else why
+        hint = "the policy's users and groups say who may; ask the operator"
+        answer = control.Answer(message, hint, errno="EACCES")
+        self._loop.after(_REFUSAL_PAUSE, lambda: self._reply(caller, answer))
+
+    def _join(self, caller: _Caller, seat: Seat) -> bool:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * hosting.MAX_PACKET)
+            if not self._daemon.seats.attach(seat, theirs.fileno(), caller.peer):
+                return False
+            attachment = control.Attachment(session=seat.session, tenant=seat.tenant.name, export=seat.export)
+            self._reply(caller, control.Answer(result=msgspec.to_builtins(attachment)), [ours.fileno()])
+        return True
+
+    def _open_to(self, caller: _Caller) -> list[Seat]:
+        seats = self._daemon.seats.mounted
+        tenants = self._daemon.tenants
+        return [seat for seat in seats if may_attach(*tenants[seat.tenant.name], caller.uid, caller.peer.groups) is None]
 
     # The commands.
 
@@ -112,30 +211,32 @@ class Desk:
         status = control.Status(
             version=__version__,
             pid=os.getpid(),
-            sessions=sum(guest.mounted for guest in daemon.guests.values()),
+            sessions=len(daemon.seats.mounted),
             tenants=len(daemon.tenants),
             uptime=time.monotonic() - self._started,
-            mountd=daemon.mounter is not None and daemon.mounter.alive,
+            mountd=daemon.mounter is not None and daemon.mounter.can_mount,
             drivers=daemon.drivers,
+            draining=daemon.draining,
+            held=len(daemon.seats),
         )
         reply(control.Answer(result=msgspec.to_builtins(status)))
 
     def _sessions(self, _arguments: dict[str, Any], reply: Callable[[control.Answer], None]) -> None:
-        self._ask_all(lambda guests: reply(control.Answer(result=[_shown(guest) for guest in guests])))
+        self._ask_all(lambda seats: reply(control.Answer(result=[_shown(seat) for seat in seats])))
 
     def _show(self, arguments: dict[str, Any], reply: Callable[[control.Answer], None]) -> None:
         name = arguments.get("session")
-        if not self._find(name):
+        if not self._daemon.seats.find(name):
             reply(control.Answer(f"there is no session {name!r}", "fuse-gatectl sessions lists them"))
             return
 
-        def then(guests: list[Guest]) -> None:
-            for guest in guests:
-                if guest.session in self._find(name):
-                    details = msgspec.to_builtins(guest.report) if guest.report is not None else {}
+        def then(seats: list[Seat]) -> None:
+            for seat in seats:
+                if name in (seat.session, seat.shown):
+                    details = msgspec.to_builtins(seat.report) if seat.report is not None else {}
                     details.pop("statistics", None)
                     details.pop("id", None)
-                    reply(control.Answer(result={**details, **_shown(guest)}))
+                    reply(control.Answer(result={**details, **_shown(seat)}))
                     return
             reply(control.Answer(f"the session {name!r} has just ended", "fuse-gatectl sessions lists those that are there"))
 
@@ -143,35 +244,34 @@ class Desk:
 
     def _kick(self, arguments: dict[str, Any], reply: Callable[[control.Answer], None]) -> None:
         name = arguments.get("session")
-        found = self._find(name)
-        for session in found:
-            self._daemon.kick(session, "ended by the operator")
+        found = self._daemon.seats.find(name)
+        for seat in found:
+            self._daemon.kick(seat, "ended by the operator")
         if found:
             reply(control.Answer(result={}))
         else:
             reply(control.Answer(f"there is no session {name!r}", "fuse-gatectl sessions lists them"))
 
+    def _drain(self, arguments: dict[str, Any], reply: Callable[[control.Answer], None]) -> None:
+        self._daemon.drain(undo=bool(arguments.get("undo")), move=bool(arguments.get("move")))
+        self._status(arguments, reply)
+
     def _stats(self, _arguments: dict[str, Any], reply: Callable[[control.Answer], None]) -> None:
-        def then(guests: list[Guest]) -> None:
-            total: dict[str, int] = {"sessions": len(guests)}
-            for guest in guests:
-                if guest.report is not None:
-                    for name, value in msgspec.to_builtins(guest.report.statistics).items():
+        def then(seats: list[Seat]) -> None:
+            total: dict[str, int] = {"sessions": len(seats)}
+            for seat in seats:
+                if seat.report is not None:
+                    for name, value in msgspec.to_builtins(seat.report.statistics).items():
                         # A worker may be anyone's by now: what it says must fit the answer.
                         total[name] = min(total.get(name, 0) + max(0, value), _MOST)
             reply(control.Answer(result=total))
 
         self._ask_all(then)
 
-    def _find(self, name: object) -> list[str]:
-        """The sessions meant: by their own name, or by tenant/export."""
-        return [
-            guest.session for guest in self._daemon.guests.values() if guest.mounted and name in (guest.session, guest.shown)
-        ]
-
-    def _ask_all(self, then: Callable[[list[Guest]], None]) -> None:
-        guests = [guest for guest in self._daemon.guests.values() if guest.mounted]
-        waiting = {guest.session for guest in guests}
+    def _ask_all(self, then: Callable[[list[Seat]], None]) -> None:
+        seats = self._daemon.seats.mounted
+        asked = [seat.reader for seat in seats if seat.reader is not None and not seat.reader.dead]
+        waiting = {guest.session for guest in asked}
 
         def answered(session: str) -> None:
             waiting.discard(session)
@@ -182,36 +282,36 @@ class Desk:
             if not done:
                 done.append(True)
                 timer.cancel()
-                then([guest for guest in guests if guest.session in self._daemon.guests])
+                then([seat for seat in seats if seat.mounted])
 
         done: list[bool] = []
         timer = self._loop.after(_PATIENCE, finish)
-        for guest in guests:
+        for guest in asked:
             self._daemon.ask(guest, answered)
-        if not guests:
+        if not asked:
             finish()
 
 
-def _shown(guest: Guest) -> dict[str, Any]:
-    report = guest.report
+def _shown(seat: Seat) -> dict[str, Any]:
+    report = seat.report
     statistics = report.statistics if report is not None else None
     session = control.Session(
-        session=guest.session,
-        tenant=guest.tenant.name if guest.tenant is not None else "",
-        export=guest.export,
-        state="mounted" if report is None or not report.silenced else "silenced",
-        driver=guest.driver,
-        address=guest.address,
-        since=guest.since,
-        mount=guest.path,
+        session=seat.session,
+        tenant=seat.tenant.name,
+        export=seat.export,
+        state=seat.state,
+        driver=seat.driver,
+        address=seat.address,
+        since=seat.since,
+        mount=seat.path,
         operations=statistics.operations if statistics is not None else 0,
         bytes_read=statistics.bytes_read if statistics is not None else 0,
         bytes_written=statistics.bytes_written if statistics is not None else 0,
         in_flight=report.in_flight if report is not None else 0,
         open_files=report.open_files if report is not None else 0,
         denied=statistics.denied if statistics is not None else 0,
-        pid=guest.child.pid,
-        user_agent=guest.program,
+        pid=seat.reader.child.pid if seat.reader is not None else 0,
+        user_agent=seat.program,
     )
     result: dict[str, Any] = msgspec.to_builtins(session)
     return result

@@ -5,11 +5,12 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from fuse_gated.config.settings import Admission
+from fuse_gated.config.settings import Settings
 from fuse_gated.edge import process
 from fuse_gated.edge.listening import rest_if_scarce
 from fuse_gated.edge.loop import Loop
-from fuse_gated.gate.admission import Startups
+from fuse_gated.gate.admission import Refusal, Startups
+from fuse_gated.gate.proxies import TrustedProxies
 
 PROGRAM: Final = "fuse-gated"
 _ACCEPTS_A_TURN: Final = 32
@@ -20,24 +21,23 @@ _DRAINED: Final = 4096
 
 class Door:
     """`admit(socket, address)` is called for each connection that may come in, and takes the socket over unless it raises
-    OSError. `silent`: connections speak TLS, in which nothing can be said to whom nobody serves."""
+    OSError. Where connections speak TLS nothing can be said to whom nobody serves."""
 
     def __init__(
         self,
         loop: Loop,
         listeners: Sequence[socket.socket],
-        admission: Admission,
+        settings: Settings,
         admit: Callable[[socket.socket, str], None],
         on_turned_away: Callable[[str, str], None],
-        *,
-        silent: bool,
     ) -> None:
         self._loop = loop
         self._listeners = listeners
-        self._startups = Startups(admission.startups, admission.per_address)
+        self._startups = Startups(settings.admission.startups, settings.admission.per_address)
+        self._proxies = TrustedProxies(settings.proxies.addresses if settings.proxies is not None else ())
         self._admit = admit
         self._on_turned_away = on_turned_away
-        self._silent = silent
+        self._silent = settings.tls is not None
         self._shut = False
         self._turned_away: set[socket.socket] = set()
         for listener in listeners:
@@ -47,6 +47,14 @@ class Door:
     def logged_in(self, address: str) -> None:
         """A connection from there no longer counts as a stranger's: it has logged in, or is gone."""
         self._startups.done(address)
+
+    def moved(self, proxy: str, address: str) -> Refusal | None:
+        """One that was let in comes, by what a proxy says, from that address: why it may not stay, or None."""
+        return self._startups.move(proxy, address)
+
+    def is_proxy(self, address: str) -> bool:
+        """Whether what comes from there may say that it comes from elsewhere."""
+        return self._proxies.trusts(address)
 
     def shut(self) -> None:
         """Accept nobody any more."""
@@ -66,7 +74,7 @@ class Door:
                 rest_if_scarce(self._loop, listener, error, lambda: self._listen(listener))
                 return
             address = peer[0] if isinstance(peer, tuple) else ""
-            refusal = self._startups.admit(address)
+            refusal = self._startups.admit(address, proxy=self.is_proxy(address))
             if refusal is not None:
                 self._on_turned_away(address, refusal.reason)
                 self._turn_away(sock, refusal.status, refusal.reason)

@@ -1,10 +1,10 @@
-"""A connection as the daemon sees it: a worker that may be anyone's, and what it was given."""
+"""A process that serves a connection, or stands by for one, as the daemon sees it: it may be anyone's."""
 
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,9 +15,12 @@ from fuse_gated.edge.process import Child
 from fuse_gated.errors import PeerError
 from fuse_gated.gate.tenant import Tenant
 
+if TYPE_CHECKING:
+    from fuse_gated.seats import Seat
+
 
 class Guest:
-    """One connection. `path` and `driver` are set once it is mounted."""
+    """One process: a connection's, or a standby. `seat` is the session that it serves, or is about to."""
 
     def __init__(self, session: str, address: str, child: Child, channel: Channel[supervision.FromWorker]) -> None:
         self.session = session
@@ -26,16 +29,22 @@ class Guest:
         self.channel = channel
         self.tenant: Tenant | None = None
         self.digest = ""
-        self.export = ""
-        self.program = ""
-        self.path = ""
-        self.driver = ""
-        self.since = time.time()
+        self.seat: Seat | None = None
+        self.moved = False
+        """A proxy has said where it comes from, and `address` is that."""
+        self.turned_away = False
         self.starting = True
         """Counts among those that have not logged in."""
-        self.opening = False
-        self.mounted = False
-        self.unmounting = False
+        self.opens = False
+        """It has asked for a session."""
+        self.stands_by = False
+        """It was forked for a session whose client is away."""
+        self.suspended_at = 0.0
+        """When it said that its client is away."""
+        self.yields = False
+        """It was told to leave its session to another."""
+        self.ends = False
+        """It says that its session is over."""
         self.dead = False
         """Its main thread has ended: it serves nothing more."""
         self.reaped = False
@@ -47,7 +56,13 @@ class Guest:
 
     @property
     def shown(self) -> str:
-        return f"{self.tenant.name}/{self.export}" if self.tenant is not None else self.session
+        return self.seat.shown if self.seat is not None else self.session
+
+    def settled(self) -> None:
+        """It has got what it came for, and may stay."""
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
 
     def say(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
         """To the worker; one that does not read is killed: nothing that it serves is worth waiting for."""
@@ -58,10 +73,15 @@ class Guest:
         except ValueError:
             # Larger than a message may be.
             descriptor = supervision.enclose(message)
-            self.say(supervision.Enclosed(), [descriptor])
+            self.say(supervision.Enclosed(), [descriptor, *fds])
             os.close(descriptor)
         except (BlockingIOError, PeerError):
             self.kill()
+
+    def lied(self) -> None:
+        """It said what our code does not say: it is killed, and nobody goes on with its session."""
+        self.ends = True
+        self.kill()
 
     def kill(self) -> None:
         """SIGKILL to the worker."""
@@ -76,11 +96,6 @@ class Guest:
         if self._state is not None:
             os.close(self._state)
             self._state = None
-
-    @property
-    def holds_mount(self) -> bool:
-        """Whether there is a mount of it, or one on its way to be made or taken away."""
-        return self.opening or self.mounted or self.unmounting
 
 
 def open_state(pid: int) -> int | None:

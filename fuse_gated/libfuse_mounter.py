@@ -7,15 +7,17 @@ process of ours, and what an earlier server left, before the first mount.
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from fuse_gated import libfuse_host
 from fuse_gated.edge import hosting, keeping, libfuse, mounts, process
 from fuse_gated.edge.channel import Channel
 from fuse_gated.edge.loop import Loop, Timer
+from fuse_gated.edge.memory import make_state
 from fuse_gated.errors import OperatorError, PeerError
 from fuse_gated.gate.gate import Gate
-from fuse_gated.mounter import OnAnswer
+from fuse_gated.mounter import Found, OnAnswer
 
 _MOUNT_PATIENCE: Final = 15.0
 _UNMOUNT_PATIENCE: Final = 3.0
@@ -76,7 +78,8 @@ class LibfuseMounter:
             _tell(f"unmounted {path}, which was left behind")
 
     def mount(self, gate: Gate, export: str, then: OnAnswer) -> None:
-        """Mount an export of the gate's tenant; `then` gets Mounted with the socket to libfuse's process, or Refused."""
+        """Mount an export of the gate's tenant; `then` gets Mounted with the socket to libfuse's process and the state,
+        or Refused."""
         key = (gate.tenant.name, export)
         if key in self._hosted:
             then(keeping.Refused(id=0, reason=f"{key[0]}/{export} is mounted already"), [])
@@ -103,6 +106,13 @@ class LibfuseMounter:
             return  # It is being taken away.
         hosted.child.send_signal(signal.SIGTERM)
         hosted.set_timer(self._loop.after(_UNMOUNT_PATIENCE, lambda: hosted.child.send_signal(signal.SIGKILL)))
+
+    def note(self, _tenant: str, _export: str, _data: bytes) -> None:
+        """Nobody could find it: the mounts of an ordinary user's server end with it."""
+
+    def fetch(self, then: Callable[[list[Found]], None]) -> None:
+        """What an earlier server left was taken away at the start."""
+        then([])
 
     def apply(self, gate: Gate, exports: list[str]) -> None:
         """A new policy: who may enter the tenant's mounts. An ordinary user cannot change a mount's own options, so the
@@ -174,11 +184,17 @@ class LibfuseMounter:
         if hosted.mounted or then is None:
             hosted.child.send_signal(signal.SIGKILL)  # our code says it once
             return
+        try:
+            state = make_state()
+        except OSError as error:
+            hosted.reason = f"no memory for its state: {error.strerror}"
+            hosted.child.send_signal(signal.SIGKILL)
+            return
         hosted.mounted, hosted.then = True, None
         hosted.set_timer(None)
         if message.warning:
             _tell(f"{hosted.order.point}: {message.warning}")
-        then(keeping.Mounted(id=0, path=message.path), [hosted.worker_end.detach()])
+        then(keeping.Mounted(id=0, path=message.path), [hosted.worker_end.detach(), state])
 
     def _died(self, key: tuple[str, str], hosted: _Hosted) -> None:
         # What it said last may still be unread.

@@ -1,10 +1,9 @@
 """Who a connection is: the upgrade, the token and the hello, up to the wish for a mount.
 
 The stages are: connecting -> logging in -> greeting -> mounting. A token comes with the upgrade or, from a browser, which
-cannot set the header, in the hello. Only its digest goes to the daemon, which compares it and says whose it is.
+cannot set the header, in the hello. It goes to the daemon, which knows its digest and says whose it is.
 """
 
-import hashlib
 import http
 from typing import Final, Protocol
 
@@ -89,22 +88,23 @@ class Login:
         else:
             self._accept()
 
-    def refused(self, reason: str) -> None:
-        """The daemon does not, or the policy has no place for this one."""
+    def refused(self, reason: str, status: int = http.HTTPStatus.UNAUTHORIZED) -> None:
+        """The daemon does not, or the policy has no place for this one. With another status it is not now."""
         if self._host.ending:
             return
         if self.offer is not None:
             self._host.tell("login-refused", reason)
             self._host.ending = True
-            self._socket.close(supervision.CLOSE_LOGIN, reason)
+            unauthorized = status == http.HTTPStatus.UNAUTHORIZED
+            self._socket.close(supervision.CLOSE_LOGIN if unauthorized else supervision.CLOSE_LATER, reason)
         else:
-            self._refuse(http.HTTPStatus.UNAUTHORIZED, reason, reason)
+            self._refuse(http.HTTPStatus(status), reason, reason)
 
     def _show(self, token: bytes) -> None:
         if len(token) > _LONGEST_TOKEN:
             self.refused("the token is longer than any token")
         else:
-            self._host.send(supervision.Login(hashlib.sha256(token).hexdigest()))
+            self._host.send(supervision.Login(token))
 
     def _accept(self) -> None:
         assert self._upgrade is not None
@@ -130,7 +130,7 @@ class Login:
             # A close frame's reason has 123 bytes (RFC 6455, 5.5).
             self._close("the policy says ownership: passthrough, but this client cannot chown: start it as root")
             return
-        self._host.send(supervision.Open(offer.export, offer.program[:200]))
+        self._host.send(supervision.Open(offer.export, offer.program[:200], offer.resume or b""))
 
     def _close(self, reason: str) -> None:
         self._host.end(reason)

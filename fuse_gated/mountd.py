@@ -4,7 +4,8 @@ It serves one peer, the daemon, and believes it nothing: names, ids and options 
 only at <runtime>/mnt/<tenant>/<export>. Entry to a tenant's mounts is the kernel's decision: <runtime>/mnt/<tenant> is
 root's 0700 with an ACL for those whom the policy lets in.
 
-When the daemon is gone everything is unmounted, and what an earlier keeper left is unmounted at the start, so that no mount
+Mounts outlive whoever serves them, the daemon and the keeper itself, as long as somebody comes in their place
+(mountd_serving.py, mountd_store.py). What an earlier keeper left and nobody kept is unmounted at the start, so that no mount
 point is ever left that hangs or says 'Transport endpoint is not connected'.
 """
 
@@ -12,33 +13,31 @@ import contextlib
 import fcntl
 import os
 import resource
-import select
-import signal
-import socket
 import time
 from collections.abc import Mapping
-from typing import Final, Protocol
-
-import msgspec
+from typing import Final
 
 from fuse_gated.edge import mounts
-from fuse_gated.edge.channel import Channel
 from fuse_gated.edge.keeping import (
-    REQUESTS,
+    MAX_NOTE,
     Access,
     Done,
+    Fetch,
     FromDaemon,
     FromKeeper,
+    Held,
     Mount,
     Mounted,
+    Note,
     Refused,
     Remount,
-    Resumed,
     Sync,
     Unmount,
 )
-from fuse_gated.edge.process import Signals, tell
-from fuse_gated.errors import GateError, OperatorError, PeerError, ProtocolError, RefusedError
+from fuse_gated.edge.memory import make_state
+from fuse_gated.edge.process import tell
+from fuse_gated.errors import GateError, OperatorError, RefusedError
+from fuse_gated.mountd_store import Kept, Label, NoStore, Shelf, Store
 from fuse_gated.paths import is_mount_name
 
 PROGRAM: Final = "fuse-gated-mountd"
@@ -46,46 +45,19 @@ MAX_IDS: Final = 1000
 """Users, and groups, whom one tenant's mounts may let in."""
 _LOCK_PATIENCE: Final = 5.0
 """Seconds in which a keeper that was told to end has unmounted everything."""
-_NOSYMFOLLOW: Final = "nosymfollow"
 _NOBODY: Final = 2**32 - 1
 """(uid_t) -1, which is no user (setreuid(2))."""
-
-
-class Held(msgspec.Struct):
-    """A mount that is there. `device` is our copy of its /dev/fuse descriptor: while it is open, no death of a worker ends
-    the connection, and the mount can be handed on."""
-
-    device: int
-    nosymfollow: bool
-
-
-class Store(Protocol):
-    """Keeps copies of descriptors for whoever is started in our place (edge/systemd.py, Manager)."""
-
-    def keep(self, name: str, descriptor: int, /) -> None: ...
-
-    def drop(self, name: str, /) -> None: ...
-
-
-class NoStore:
-    """What is not kept ends with us."""
-
-    def keep(self, _name: str, _descriptor: int, /) -> None:
-        return
-
-    def drop(self, _name: str, /) -> None:
-        return
 
 
 class MountKeeper:
     """The mounts of one runtime directory. Raises OperatorError when that is not ours, or when another keeper has it.
 
-    `kept` are the devices that an earlier keeper put into its `store`: where their mounts are still there, they go on."""
+    `passed` are the descriptors that an earlier keeper put into its `store`: where their mounts are still there, they go on."""
 
-    def __init__(self, runtime: str, store: Store | None = None, kept: Mapping[str, int] | None = None) -> None:
-        self._store = store or NoStore()
+    def __init__(self, runtime: str, store: Store | None = None, passed: Mapping[str, int] | None = None) -> None:
+        self._shelf = Shelf(store or NoStore())
         self._shown = os.path.join(os.path.abspath(runtime), "mnt")
-        self._held: dict[tuple[str, str], Held] = {}
+        self._held: dict[tuple[str, str], Kept] = {}
         with contextlib.ExitStack() as undo:
             directory = mounts.open_runtime(runtime)
             try:
@@ -95,9 +67,16 @@ class MountKeeper:
                 undo.callback(os.close, self._mnt)
             finally:
                 os.close(directory)
-            self._adopt(kept or {})
+            useless = self._adopt(passed or {})
             self._clear()
+            # Only now: what nobody goes on with was unmounted before its descriptor is closed, and so never looked dead.
+            self._shelf.discard(useless)
             undo.pop_all()
+
+    @property
+    def holds(self) -> int:
+        """How many mounts there are."""
+        return len(self._held)
 
     def answer(self, request: FromDaemon) -> tuple[FromKeeper, list[int]]:
         """Do what is asked; the answer, and descriptors that go with it but stay ours."""
@@ -112,6 +91,10 @@ class MountKeeper:
                     self._access(request)
                 case Remount():
                     self._remount(request)
+                case Note():
+                    self._shelf.note(self._find(request.tenant, request.export), request.data)
+                case Fetch():
+                    return self._fetch(request)
                 case Sync():
                     pass
         except GateError as error:
@@ -122,21 +105,17 @@ class MountKeeper:
 
     def unmount(self, tenant: str, export: str) -> None:
         """Take a mount away, and the directories that were made for it."""
-        held = self._held.get((tenant, export))
-        if held is None:
-            raise RefusedError(f"{tenant}/{export} is not mounted")
+        held = self._find(tenant, export)
         directory = self._open_tenant(tenant)
         try:
             mounts.unmount(f"/proc/self/fd/{directory}/{export}")
             # Only now: our copy is what keeps the connection alive when every worker is gone.
-            os.close(held.device)
-            self._store.drop(_stored_name(tenant, export, held))
+            self._shelf.remove(held)
             del self._held[tenant, export]
             _remove_directory(directory, export)
         finally:
             os.close(directory)
-        if not any(name == tenant for name, _ in self._held):
-            _remove_directory(self._mnt, tenant)
+        self._remove_unused(tenant)
 
     def close(self) -> None:
         """Unmount everything, the newest first, and let another keeper have the runtime directory."""
@@ -150,7 +129,7 @@ class MountKeeper:
     def leave(self) -> None:
         """Give everything up as it is, mounts and all, and let another keeper have the runtime directory."""
         for held in self._held.values():
-            os.close(held.device)
+            held.close()
         self._held.clear()
         os.close(self._mnt)
         os.close(self._lock)
@@ -159,27 +138,36 @@ class MountKeeper:
         tenant, export = request.tenant, request.export
         if (tenant, export) in self._held:
             raise RefusedError(f"{tenant}/{export} is mounted already")
-        _make_directory(self._mnt, tenant)
-        directory = self._open_tenant(tenant)
+        # First: where there is no memory for it, nothing is to be undone.
+        state = make_state()
+        try:
+            held = self._mount_anew(request, state)
+        except BaseException:
+            os.close(state)
+            raise
+        self._held[tenant, export] = held
+        return Mounted(id=request.id, path=self._path(held)), [held.device, held.state]
+
+    def _mount_anew(self, request: Mount, state: int) -> Kept:
+        """A new mount, in directories of its own."""
+        _make_directory(self._mnt, request.tenant)
+        directory = self._open_tenant(request.tenant)
         try:
             mounts.set_entry(directory, request.uids, request.gids, anyone=request.anyone)
-            _make_directory(directory, export)
-            device = self._mount_in(directory, request)
+            _make_directory(directory, request.export)
+            return self._mount_in(directory, request, state)
         except BaseException:
-            _remove_directory(directory, export)
-            self._remove_unused(tenant)
+            _remove_directory(directory, request.export)
+            self._remove_unused(request.tenant)
             raise
         finally:
             os.close(directory)
-        held = self._held[tenant, export] = Held(device, request.nosymfollow)
-        self._store.keep(_stored_name(tenant, export, held), device)
-        return Mounted(id=request.id, path=f"{self._shown}/{tenant}/{export}"), [device]
 
-    def _mount_in(self, directory: int, request: Mount) -> int:
+    def _mount_in(self, directory: int, request: Mount, state: int) -> Kept:
         # What somebody else mounted there must not be covered, so it is not entered either.
         point = mounts.open_beneath(directory, request.export, os.O_PATH | os.O_DIRECTORY, same_mount=True)
         try:
-            return mounts.mount_fuse(
+            device = mounts.mount_fuse(
                 point,
                 source=f"{request.tenant}:{request.export}",
                 default_permissions=request.default_permissions,
@@ -188,6 +176,12 @@ class MountKeeper:
             )
         finally:
             os.close(point)
+        try:
+            return self._shelf.add(Label(request.tenant, request.export, request.nosymfollow), device, state)
+        except BaseException:
+            mounts.unmount(f"/proc/self/fd/{directory}/{request.export}")
+            os.close(device)
+            raise
 
     def _access(self, request: Access) -> None:
         directory = self._open_tenant(request.tenant)
@@ -205,11 +199,30 @@ class MountKeeper:
         finally:
             os.close(directory)
         try:
-            mounts.remount(root, noexec=request.noexec, nosymfollow=held.nosymfollow)
+            mounts.remount(root, noexec=request.noexec, nosymfollow=held.label.nosymfollow)
         finally:
             os.close(root)
 
-    def _find(self, tenant: str, export: str) -> Held:
+    def _fetch(self, request: Fetch) -> tuple[FromKeeper, list[int]]:
+        found = list(self._held.values())[request.index : request.index + 1]
+        if not found:
+            return Done(id=request.id), []
+        (held,) = found
+        label = held.label
+        told = Held(
+            id=request.id,
+            tenant=label.tenant,
+            export=label.export,
+            path=self._path(held),
+            note=label.note,
+            nosymfollow=label.nosymfollow,
+        )
+        return told, [held.device, held.state]
+
+    def _path(self, held: Kept) -> str:
+        return f"{self._shown}/{held.label.tenant}/{held.label.export}"
+
+    def _find(self, tenant: str, export: str) -> Kept:
         held = self._held.get((tenant, export))
         if held is None:
             raise RefusedError(f"{tenant}/{export} is not mounted")
@@ -225,18 +238,19 @@ class MountKeeper:
         if not any(name == tenant for name, _ in self._held):
             _remove_directory(self._mnt, tenant)
 
-    def _adopt(self, kept: Mapping[str, int]) -> None:
-        """Go on with what an earlier keeper held. A device whose mount is gone is let go."""
+    def _adopt(self, passed: Mapping[str, int]) -> dict[str, int]:
+        """Go on with what an earlier keeper held; the descriptors that are of no use, with the names they are kept under."""
         beneath = os.readlink(f"/proc/self/fd/{self._mnt}")
         ours = {mount.path for mount in mounts.mounts_beneath(beneath) if mount.filesystem == mounts.FILESYSTEM}
-        for name, device in kept.items():
-            path, _, flag = name.partition(" ")
-            tenant, _, export = path.partition("/")
-            if is_mount_name(tenant) and is_mount_name(export) and f"{beneath}/{path}" in ours:
-                self._held[tenant, export] = Held(device, flag == _NOSYMFOLLOW)
+        found, useless = self._shelf.recover(passed)
+        for held in found:
+            tenant, export = held.label.tenant, held.label.export
+            named = is_mount_name(tenant) and is_mount_name(export) and (tenant, export) not in self._held
+            if named and f"{beneath}/{tenant}/{export}" in ours:
+                self._held[tenant, export] = held
             else:
-                os.close(device)
-                self._store.drop(name)
+                self._shelf.remove(held)
+        return useless
 
     def _clear(self) -> None:
         """Take away what an earlier keeper left: mounts that nobody serves, and their directories."""
@@ -257,64 +271,18 @@ class MountKeeper:
             self._remove_unused(tenant)
 
 
-def run(channel_socket: socket.socket, runtime: str) -> int:
-    """Serve the daemon at the other end of `channel_socket` until it is gone or SIGTERM comes, then unmount everything.
-
-    The exit status: 0, or 1 when what came was no message. Raises OperatorError when the runtime directory is not ours.
-    """
-    allow_descriptors()
-    with (
-        channel_socket,
-        Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
-        contextlib.closing(MountKeeper(runtime)) as keeper,
-    ):
-        return serve(channel_socket, keeper, signals) or 0
-
-
 def allow_descriptors() -> None:
     """As many as there may be: each session takes some, here and in the daemon, and the soft limit is often 1024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def serve(connected: socket.socket, keeper: MountKeeper, signals: Signals, *, resumed: bool = False) -> int | None:
-    """Answer the daemon until it is gone: 0 then, or 1 when what came was no message. None when a signal told us to end.
-
-    `resumed`: an earlier keeper has answered it before, and it is told.
-    """
-    # The daemon has no descriptor to give us.
-    channel = Channel(connected, REQUESTS, max_fds=0)
-    try:
-        return _answer(channel, keeper, signals, (Resumed(id=0), []) if resumed else None)
-    except PeerError as error:
-        tell(PROGRAM, f"the daemon is gone: {error}")
-        return 1 if isinstance(error, ProtocolError) else 0
-
-
-def _answer(
-    channel: Channel[FromDaemon], keeper: MountKeeper, signals: Signals, waiting: tuple[FromKeeper, list[int]] | None
-) -> int | None:
-    poll = select.poll()
-    poll.register(signals, select.POLLIN)
-    while True:
-        # One request at a time: a daemon that does not read its answers is asked for no more.
-        poll.register(channel, select.POLLIN if waiting is None else select.POLLOUT)
-        poll.poll()
-        told_to_end = not {signal.SIGTERM, signal.SIGINT}.isdisjoint(signals.received())
-        with contextlib.suppress(BlockingIOError):
-            if waiting is None:
-                received = channel.receive()
-                if received is None:
-                    return 0
-                waiting = keeper.answer(received[0])
-            channel.send(*waiting)
-            waiting = None
-        if told_to_end:
-            return None
-
-
 def _check(request: FromDaemon) -> None:
     if isinstance(request, Sync):
+        return
+    if isinstance(request, Fetch):
+        if request.index < 0:
+            raise RefusedError(f"not a number of a mount: {request.index}")
         return
     if not is_mount_name(request.tenant):
         raise RefusedError(f"not a tenant's name: {request.tenant!r}")
@@ -324,6 +292,8 @@ def _check(request: FromDaemon) -> None:
         for ids in (request.uids, request.gids):
             if len(ids) > MAX_IDS or not all(0 <= number < _NOBODY for number in ids):
                 raise RefusedError(f"not at most {MAX_IDS} users and groups")
+    if isinstance(request, Note) and len(request.data) > MAX_NOTE:
+        raise RefusedError(f"a note of more than {MAX_NOTE} bytes")
 
 
 def _lock(directory: int, runtime: str) -> int:
@@ -342,11 +312,6 @@ def _lock(directory: int, runtime: str) -> int:
                 ) from None
         # flock(2) has no waiting with an end, and an earlier keeper is about to be done.
         time.sleep(0.02)
-
-
-def _stored_name(tenant: str, export: str, held: Held) -> str:
-    """What a device is kept under: all that its next keeper has to know. Without ':' (FDNAME= of sd_notify(3))."""
-    return f"{tenant}/{export} {_NOSYMFOLLOW}" if held.nosymfollow else f"{tenant}/{export}"
 
 
 def _outermost(paths: list[str]) -> list[str]:

@@ -1,13 +1,12 @@
 """The mount keeper as a unit of systemd's: started by the daemon's connection, and started anew without anybody noticing.
 
-systemd keeps copies of the connection and of every /dev/fuse descriptor (FileDescriptorStoreMax=). A keeper that is killed
-or restarted leaves the mounts as they are; the next one is passed the copies, and goes on. When the daemon is gone everything
-is unmounted, whoever's turn it is.
+systemd keeps copies of the connection and of every mount's descriptors (FileDescriptorStoreMax=). A keeper that is killed
+or restarted leaves the mounts as they are; the next one is passed the copies, and goes on. A daemon that is killed or
+restarted leaves them too, and the next one connects to the same keeper.
 """
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import struct
@@ -17,64 +16,94 @@ from typing import Final
 from fuse_gated.edge.process import Signals, tell
 from fuse_gated.edge.systemd import Manager
 from fuse_gated.errors import UsageError
-from fuse_gated.mountd import PROGRAM, MountKeeper, allow_descriptors, serve
+from fuse_gated.mountd import PROGRAM, MountKeeper, allow_descriptors
+from fuse_gated.mountd_serving import PATIENCE, Attendance
+from fuse_gated.mountd_store import is_kept
 
 CONNECTION: Final = "daemon"
-"""What the daemon's connection is kept under. A device's name has a '/' in it."""
+"""What the daemon's connection is kept under."""
 
 
-def run(passed: Sequence[tuple[str, int]], runtime: str, manager: Manager) -> int:
+def run(passed: Sequence[tuple[str, int]], runtime: str, manager: Manager, patience: float = PATIENCE) -> int:
     """Serve the daemon that connects to the listening socket among the descriptors that systemd `passed`, or that is connected
-    already. One daemon, then the end: whoever connects next is served by the next keeper, which systemd starts for it. So a
-    root process is there only while there is a daemon.
+    already, and the next one where it leaves mounts behind. Where it leaves none, or no other comes for `patience` seconds, that
+    is the end: whoever connects later is served by another keeper, which systemd starts for it. So a root process is there only
+    while there is something to keep.
 
-    The exit status: 0, or 1 when what came was no message. Raises UsageError where no such socket was passed, OperatorError
+    Told to end by SIGTERM, it leaves everything to the next keeper, or unmounts it where nothing is kept for one, or where
+    SIGUSR2 has said that there will be none. The exit status. Raises UsageError where no such socket was passed, OperatorError
     when the runtime directory is not ours.
     """
     allow_descriptors()
+    # Also when its handler is gone again: it may come while we end by ourselves.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     with contextlib.ExitStack() as stack:
-        listener, connected, devices = _sort(passed, stack)
-        signals = stack.enter_context(Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-        if connected is None:
-            # Nobody is served through them, and the daemon that was is gone: the keeper clears its mounts away.
-            for name, device in devices.items():
-                manager.drop(name)
-                os.close(device)
-            devices = {}
-        keeper = MountKeeper(runtime, manager, devices)
-        resumed = connected is not None
-        status: int | None = 0
+        listener, connected, kept = _sort(passed, stack)
+        signals = stack.enter_context(Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2))
+        keeper = MountKeeper(runtime, manager, kept)
+
+        def changed(connection: socket.socket | None) -> None:
+            if connection is None:
+                manager.drop(CONNECTION)
+                manager.status("waiting for the daemon")
+            else:
+                manager.keep(CONNECTION, connection.fileno(), watched=True)
+                manager.status("serving the daemon")
+
+        attendance = Attendance(keeper, _Listener(listener), signals, changed)
+        # An end that nobody wanted is one of those that the next keeper makes good.
+        leaves = manager.stores
         try:
             manager.ready()
-            if connected is None:
-                manager.status("waiting for the daemon")
-                connected = _accept(listener, signals)
-            if connected is not None:
-                stack.enter_context(connected)
-                if not resumed:
-                    manager.keep(CONNECTION, connected.fileno(), watched=True)
-                manager.status("serving the daemon")
-                status = serve(connected, keeper, signals, resumed=resumed)
+            manager.status("waiting for the daemon" if connected is None else "serving the daemon")
+            told = attendance.run(connected, patience, waits_for_first=True)
+            leaves = leaves and told and not attendance.for_good
         finally:
-            if status is None and manager.stores:
+            if leaves:
                 keeper.leave()
             else:
                 manager.drop(CONNECTION)
                 keeper.close()
-        return status or 0
+        return 0
+
+
+class _Listener:
+    """Where the daemon's connection is made."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        self._listener = listener
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    def accept(self) -> socket.socket | None:
+        try:
+            connected, _ = self._listener.accept()
+        except OSError:
+            return None  # Whoever connected is gone.
+        _pid, uid, _gid = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid == 0:
+            return connected
+        # The socket's mode keeps everybody else away; if it ever does not, this does (unix(7), SO_PEERCRED).
+        tell(PROGRAM, f"uid {uid} connected, but only systemd makes the daemon's connection: turned away")
+        connected.close()
+        return None
 
 
 def _sort(
     passed: Sequence[tuple[str, int]], stack: contextlib.ExitStack
 ) -> tuple[socket.socket, socket.socket | None, dict[str, int]]:
-    """The socket that listens, the daemon's connection, and the devices by what they are kept under."""
+    """The socket that listens, the daemon's connection, and what is kept of the mounts."""
     listener, connected = None, None
-    devices: dict[str, int] = {}
+    kept: dict[str, int] = {}
     for name, fd in passed:
-        if "/" in name:
-            devices[name] = fd
+        if is_kept(name) and name not in kept:
+            kept[name] = fd
         elif name == CONNECTION:
-            connected = socket.socket(fileno=fd)
+            connected = stack.enter_context(socket.socket(fileno=fd))
+        elif is_kept(name):
+            os.close(fd)
         else:
             listener = stack.enter_context(socket.socket(fileno=fd))
     if listener is None or listener.type != socket.SOCK_SEQPACKET:
@@ -82,29 +111,7 @@ def _sort(
             "systemd did not pass the socket that the daemon connects to",
             "it is started by fuse-gated-mountd.socket: systemctl start fuse-gated",
         )
-    return listener, connected, devices
-
-
-def _accept(listener: socket.socket, signals: Signals) -> socket.socket | None:
-    """The daemon's connection, or None when we are told to end."""
-    listener.setblocking(False)
-    poll = select.poll()
-    poll.register(signals, select.POLLIN)
-    poll.register(listener, select.POLLIN)
-    while True:
-        poll.poll()
-        if not {signal.SIGTERM, signal.SIGINT}.isdisjoint(signals.received()):
-            return None
-        try:
-            connected, _ = listener.accept()
-        except OSError:
-            continue  # Whoever connected is gone.
-        _pid, uid, _gid = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid == 0:
-            return connected
-        # The socket's mode keeps everybody else away; if it ever does not, this does (unix(7), SO_PEERCRED).
-        tell(PROGRAM, f"uid {uid} connected, but only systemd makes the daemon's connection: turned away")
-        connected.close()
+    return listener, connected, kept
 
 
 __all__ = ["CONNECTION", "run"]

@@ -1,5 +1,6 @@
 """How the daemon gets mounts: it asks the mount keeper, and is told by callback. The daemon itself never waits."""
 
+import os
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -12,8 +13,16 @@ from fuse_gated.gate.gate import Gate
 OnAnswer = Callable[[keeping.FromKeeper, list[int]], None]
 
 
+class Found(NamedTuple):
+    """A mount that an earlier daemon left. Both descriptors are the receiver's."""
+
+    held: keeping.Held
+    device: int
+    state: int
+
+
 class Mounter:
-    """The daemon's end of the channel to the mount keeper. `on_lost` is called when the keeper is gone."""
+    """The daemon's end of the channel to the mount keeper. `on_lost` is called when the keeper is gone for good."""
 
     def __init__(self, loop: Loop, channel: Channel[keeping.FromKeeper], on_lost: Callable[[], None]) -> None:
         self._loop = loop
@@ -21,11 +30,15 @@ class Mounter:
         self._on_lost = on_lost
         self._waiting: dict[int, _Asked] = {}
         self._next = 1
+        self._notes: dict[tuple[str, str], bytes] = {}
+        """Those that are still to be sent, the newest of each mount."""
+        self._noting = False
+        """One is on its way."""
         self.alive = True
         loop.watch(channel.fileno(), self._ready)
 
     def mount(self, gate: Gate, export: str, then: OnAnswer) -> None:
-        """Mount an export of the gate's tenant; `then` gets Mounted with the descriptor, or Refused."""
+        """Mount an export of the gate's tenant; `then` gets Mounted with the device and the state, or Refused."""
         tenant, identity = gate.tenant, gate.identity
         self._ask(
             keeping.Mount,
@@ -41,7 +54,20 @@ class Mounter:
         )
 
     def unmount(self, tenant: str, export: str, then: OnAnswer) -> None:
+        """`then` gets Done, or Refused."""
+        self._notes.pop((tenant, export), None)
         self._ask(keeping.Unmount, then, tenant=tenant, export=export)
+
+    def note(self, tenant: str, export: str, data: bytes) -> None:
+        """What whoever `fetch`es the mount is to find: at most keeping.MAX_NOTE bytes. The newest counts, and is sent as soon as
+        there is room for it."""
+        self._notes[tenant, export] = data
+        self._send_note()
+
+    def fetch(self, then: Callable[[list[Found]], None]) -> None:
+        """All mounts that an earlier daemon has left, in the order in which it made them. For the start: while anything is
+        unmounted the order changes. Where the keeper is lost, `then` gets none."""
+        self._fetch([], then)
 
     def apply(self, gate: Gate, exports: list[str]) -> None:
         """A new policy: who may enter the tenant's mounts, and whether anything on them may be executed."""
@@ -57,14 +83,50 @@ class Mounter:
         for export in exports:
             self._ask(keeping.Remount, _nothing, tenant=gate.tenant.name, export=export, noexec=not gate.any_execute)
 
+    def _fetch(self, found: list[Found], then: Callable[[list[Found]], None]) -> None:
+        def answered(answer: keeping.FromKeeper, fds: list[int]) -> None:
+            if isinstance(answer, keeping.Held) and len(fds) == _FDS:
+                found.append(Found(answer, *fds))
+                self._fetch(found, then)
+                return
+            for fd in fds:
+                os.close(fd)
+            if not isinstance(answer, keeping.Done):
+                for lost in found:
+                    os.close(lost.device)
+                    os.close(lost.state)
+                found.clear()
+            then(found)
+
+        self._ask(keeping.Fetch, answered, index=len(found))
+
+    def _send_note(self) -> None:
+        """One at a time: many at once would take the room that other requests need."""
+        if self._noting or not self._notes:
+            return
+        tenant, export = next(iter(self._notes))
+        fields = {"tenant": tenant, "export": export, "data": self._notes[tenant, export]}
+        if not self._send(keeping.Note, self._noted, fields):
+            del self._notes[tenant, export]
+            self._noting = True
+
+    def _noted(self, _answer: keeping.FromKeeper, _fds: list[int]) -> None:
+        self._noting = False
+
     def _ask(self, kind: Callable[..., Any], then: OnAnswer, **fields: Any) -> None:
+        fault = self._send(kind, then, fields)
+        if fault:
+            then(keeping.Refused(id=0, reason=fault), [])
+
+    def _send(self, kind: Callable[..., Any], then: OnAnswer, fields: dict[str, Any]) -> str:
+        """Why it cannot be sent; '' if it was."""
         number, self._next = self._next, self._next + 1
         try:
             self._channel.send(kind(id=number, **fields))
         except (BlockingIOError, PeerError) as error:
-            then(keeping.Refused(id=number, reason=f"the mount keeper does not answer: {error}"), [])
-            return
+            return f"the mount keeper does not answer: {error}"
         self._waiting[number] = _Asked(kind, then, fields)
+        return ""
 
     def _ready(self, _events: int) -> None:
         try:
@@ -89,6 +151,8 @@ class Mounter:
             return
         asked = self._waiting.pop(answer.id, _NOBODY)
         asked.then(answer, fds)
+        # A note for which there was no room, or that came while another one was on its way.
+        self._send_note()
 
     def _repeat(self, before: int) -> None:
         """Ask again what was asked before that number and never answered: a keeper that was killed has read it."""
@@ -118,8 +182,12 @@ def _done_by(then: OnAnswer) -> OnAnswer:
     return lambda answer, fds: then(keeping.Done(id=answer.id), fds)
 
 
-def _nothing(_answer: keeping.FromKeeper, _fds: list[int]) -> None:
+def _nothing(_answer: keeping.FromKeeper, fds: list[int]) -> None:
     """What came of it shows in the mount itself; there is nobody to tell."""
+    for fd in fds:
+        os.close(fd)
 
 
+_FDS: Final = 2
+"""Descriptors with a mount: the device, and the state."""
 _NOBODY: Final = _Asked(keeping.Sync, _nothing, {})

@@ -12,13 +12,17 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from fuse_gated.edge.fuse_network import FIRST as NETWORK
+from fuse_gated.edge.fuse_network import NetworkDriver
 from fuse_gated.edge.journal import Journal
 from fuse_gated.edge.loop import Loop, Timer
+from fuse_gated.edge.state import Full, State
 from fuse_gated.edge.websocket import WebSocket
 from fuse_gated.errors import ProtocolError
 from fuse_gated.gate.audit import Chain, Fields, Record
 from fuse_gated.operations import Answer as KernelAnswer
 from fuse_gated.operations import Caller, Request
+from fuse_gated.tree.journal import Row
 from fuse_gated.turnstile import effects
 from fuse_gated.turnstile.turnstile import Turnstile
 from fuse_gated.wire.codec import Batch
@@ -37,6 +41,8 @@ class Driver(Protocol):
     """What serves the mount: the kernel's (edge/fuse_kernel.py) or libfuse's (edge/fuse_libfuse.py)."""
 
     fd: int
+    on_raw: Callable[[int, bytes], None] | None
+    on_answered: Callable[[int], None] | None
 
     def ready(self, events: int = 0, most: int = 16) -> None: ...
     def answer(self, unique: int, answer: KernelAnswer) -> None: ...
@@ -57,6 +63,8 @@ class Recorder:
         on_broken: Callable[[], None] = lambda: None,
     ) -> None:
         self.chain = chain
+        self.state: State | None = None
+        """Where a successor finds the last record, should the journal not have it."""
         self.waiting: Fields | None = None
         self.since = 0.0
         self._loop = loop
@@ -68,7 +76,14 @@ class Recorder:
     def write(self, record: Record) -> bool:
         """Whether the record was taken. If not, it is tried again, and `on_taken` is called when it was."""
         fields = self.chain.seal(record)
+        if self.state is not None:
+            self.state.sealed(self.chain.sequence, self.chain.head, self.chain.encoded)
+        return self.write_sealed(fields)
+
+    def write_sealed(self, fields: Fields) -> bool:
+        """As `write`, for a record that was sealed before."""
         if self._journal.write(fields):
+            self._taken()
             return True
         self.waiting = fields
         self.since = self._loop.now
@@ -80,10 +95,15 @@ class Recorder:
         assert self.waiting is not None
         if self._journal.write(self.waiting):
             self.waiting = None
+            self._taken()
             self._on_taken()
         else:
             self._complain()
             self._loop.after(_RETRY, self._retry)
+
+    def _taken(self) -> None:
+        if self.state is not None:
+            self.state.taken(self.chain.sequence)
 
     def _complain(self) -> None:
         if self._journal.broken and self._loop.now - self._complained >= PATIENCE:
@@ -92,43 +112,71 @@ class Recorder:
 
 
 class Serving:
-    """One mounted session. `on_violation` is called when the client broke the protocol, `on_unmounted` when the kernel (or
-    its operator) took the mount away."""
+    """One mounted session. `on_violation` is called when the client broke the protocol, `on_full` with the reason when there is
+    no room for what a successor must know."""
 
     def __init__(
         self,
         loop: Loop,
         turnstile: Turnstile,
-        socket: WebSocket,
+        socket: WebSocket | None,
         recorder: Recorder,
         on_violation: Callable[[ProtocolError], None],
+        state: State | None = None,
+        on_full: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self.turnstile = turnstile
         self.silenced = False
         self._loop = loop
         self._socket = socket
+        self._state = state
         self._recorder = recorder
         self._on_violation = on_violation
+        self._on_full = on_full
         self._driver: Driver | None = None
+        self._network: NetworkDriver | None = None
+        """Serves what is attached to the session beside its mount, or in its place."""
         self._batch = Batch()
         self._flush_is_due = False
         self._late_flush: Timer | None = None
         self._backlog: deque[effects.Effect] = deque()
         self._timer: Timer | None = None
 
+    @property
+    def behind(self) -> bool:
+        """Whether anything waits for the journal."""
+        return bool(self._backlog)
+
     def attach(self, driver: Driver) -> None:
         """Serve this mount from now on."""
         self._driver = driver
-        self._loop.watch(driver.fd, self._driver_ready)
+        self._loop.watch(driver.fd, lambda events: self._driver_ready(driver, events))
+
+    def attach_network(self, network: NetworkDriver) -> None:
+        """Serve what is attached to the session too."""
+        self._network = network
+        self._loop.watch(network.fd, lambda events: self._driver_ready(network, events))
 
     def detach(self) -> None:
         """Leave the mount alone."""
         if self._driver is not None:
             self._loop.forget(self._driver.fd)
             self._driver = None
+        if self._network is not None:
+            self._loop.forget(self._network.fd)
+            self._network.close()
+            self._network = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def suspend(self) -> None:
+        """The client is away: nothing is sent any more."""
+        self._socket = None
+        self.turnstile.suspend(self._loop.now)
+        self.carry_out()
+        if self._state is not None and not self._backlog:
+            self._keep(self._state)
 
     def on_request(self, unique: int, caller: Caller, request: Request) -> None:
         """The driver's callback."""
@@ -151,6 +199,19 @@ class Serving:
         """A record about the session itself."""
         self.turnstile.note(record)
         self.carry_out()
+
+    def keep_requests(self, driver: Driver) -> None:
+        """Nobody sends what this driver reads again: a successor finds it in the state."""
+        driver.on_raw, driver.on_answered = self._asked, self._settled
+
+    def _asked(self, number: int, raw: bytes) -> None:
+        if self._state is not None:
+            self._commit((self.turnstile.ledger.is_asked(number, raw),))
+
+    def _settled(self, number: int) -> None:
+        row = self.turnstile.ledger.is_settled(number)
+        if row is not None and self._state is not None:
+            self._commit((row,))
 
     def carry_out(self) -> None:
         """Do what the turnstile wants done, as far as the journal lets us."""
@@ -182,7 +243,8 @@ class Serving:
             self._late_flush.cancel()
             self._late_flush = None
         for message in self._batch.take():
-            self._socket.send_now(message)
+            if self._socket is not None:
+                self._socket.send_now(message)
 
     def _send(self, effect: effects.Send) -> None:
         self._batch.add(effect.frame)
@@ -196,8 +258,35 @@ class Serving:
         self._flush_is_due = True
         self._loop.soon(self.flush)
 
+    def _keep(self, state: State) -> None:
+        """What no answer has told a successor, such as FORGET's."""
+        if self.turnstile.ledger.changed:
+            self._commit(self.turnstile.ledger.rows())
+        if state.bloated:
+            try:
+                state.compact()
+            except Full as error:
+                self._full(error)
+
+    def _commit(self, rows: tuple[Row, ...]) -> None:
+        if self._state is not None:
+            try:
+                self._state.commit(rows)
+            except Full as error:
+                self._full(error)
+
+    def _full(self, error: Full) -> None:
+        """No successor could go on with it: it ends here, in order."""
+        self._state = None
+        self._on_full(str(error))
+
     def _answer(self, effect: effects.Answer) -> None:
-        if self._driver is not None:
+        if effect.rows and self._state is not None:
+            self._commit(effect.rows)
+        if effect.request >= NETWORK:
+            if self._network is not None:
+                self._network.answer(effect.request, effect.answer)
+        elif self._driver is not None:
             self._driver.answer(effect.request, effect.answer)
 
     def _tell(self, effect: effects.Tell) -> None:
@@ -212,7 +301,8 @@ class Serving:
             self._driver.invalidate_inode(effect.node, pages=effect.pages, awaited=effect.awaited)
 
     def _close(self, effect: effects.Close) -> None:
-        self._socket.close(effect.code, effect.reason)
+        if self._socket is not None:
+            self._socket.close(effect.code, effect.reason)
 
     def _put_off(self, effect: effects.Effect) -> None:
         """The journal does not take records. Within its patience everything waits in order; after that nothing is sent,
@@ -238,20 +328,22 @@ class Serving:
         elif not isinstance(effect.frame, Ask) or not self.turnstile.withdraw(effect.frame.id):
             self._backlog.append(effect)
 
-    def _driver_ready(self, events: int) -> None:
-        assert self._driver is not None
-        crowded = self._socket.queued > _CROWDED or self.turnstile.session.crowded
-        if crowded and not events & (select.EPOLLERR | select.EPOLLHUP):
+    def _driver_ready(self, driver: Driver | NetworkDriver, events: int) -> None:
+        turnstile = self.turnstile
+        crowded = (self._socket is not None and self._socket.queued > _CROWDED) or turnstile.session.crowded
+        # What a successor would have to be told has room for so much; the kernel has room for more.
+        full = turnstile.ledger.asked_bytes > turnstile.limits.max_bytes_in_flight
+        if (crowded or full) and not events & (select.EPOLLERR | select.EPOLLHUP):
             # The client does not keep up: the kernel keeps what it has until there is room.
-            self._loop.change(self._driver.fd, read=False)
-            self._loop.after(_RETRY, self._resume)
+            self._loop.change(driver.fd, read=False)
+            self._loop.after(_RETRY, lambda: self._resume(driver))
         else:
             # A caller who is alone sends the next request when this one is answered: to look for it now would be in vain.
-            self._driver.ready(events, _READS_A_TURN if self.turnstile.busy else 1)
+            driver.ready(events, _READS_A_TURN if self.turnstile.busy else 1)
 
-    def _resume(self) -> None:
-        if self._driver is not None:
-            self._loop.change(self._driver.fd)
+    def _resume(self, driver: Driver | NetworkDriver) -> None:
+        if driver in (self._driver, self._network):
+            self._loop.change(driver.fd)
 
     def _set_timer(self) -> None:
         due = self.turnstile.next_due(self._loop.now)
@@ -268,6 +360,8 @@ class Serving:
     def _tick(self) -> None:
         self._timer = None
         now = self._loop.now
+        if self._state is not None and not self._backlog:
+            self._keep(self._state)
         if self._recorder.waiting is not None and not self.silenced and now >= self._recorder.since + PATIENCE:
             self._silence()
         try:

@@ -1,6 +1,6 @@
 """What a worker and the daemon say to each other, over a socket pair that was made before the fork.
 
-A worker serves a stranger and may be taken over by one: the daemon believes it nothing. It compares the digest of a login
+A worker serves a stranger and may be taken over by one: the daemon believes it nothing. It compares the token of a login
 itself, hands out the policy of that tenant and no other, and the descriptor of the session that it mounted for it and no
 other.
 """
@@ -14,10 +14,23 @@ from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.turnstile.turnstile import Statistics
 
 
-class Login(msgspec.Struct, frozen=True, tag="login"):
-    """Worker: somebody showed a token; `digest` is the SHA-256 of its bytes, in hex."""
+class Arrived(msgspec.Struct, frozen=True, tag="arrived"):
+    """Worker: a proxy says that the connection comes from this address. Before `Login`."""
 
-    digest: str
+    address: str
+
+
+class TurnedAway(msgspec.Struct, frozen=True, tag="turned-away"):
+    """Daemon: too many come from there; answered with this HTTP status. What else the worker says is not heard."""
+
+    status: int
+    reason: str
+
+
+class Login(msgspec.Struct, frozen=True, tag="login"):
+    """Worker: somebody showed this token. Not its digest: digests of all tokens lie in what every fork inherits."""
+
+    token: bytes
 
 
 class LoggedIn(msgspec.Struct, frozen=True, tag="logged-in"):
@@ -28,7 +41,10 @@ class LoggedIn(msgspec.Struct, frozen=True, tag="logged-in"):
 
 
 class LoginRefused(msgspec.Struct, frozen=True, tag="login-refused"):
+    """Daemon: not this one, or not now. `status` is the answer's (RFC 9110): 401 or 503."""
+
     reason: str
+    status: int = 401
 
 
 class Open(msgspec.Struct, frozen=True, tag="open"):
@@ -36,14 +52,59 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
 
     export: str
     program: str
+    resume: bytes = b""
+    """The secret of a session to be gone on with, if the client has one. Not its digest, as with `Login`."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Worker: the mount is in use. `resume` is the digest of the secret that its client gets, by which it can come back."""
+
+    resume: str
+
+
+class Suspended(msgspec.Struct, frozen=True, tag="suspended"):
+    """Worker: the client is away, for this reason."""
+
+    reason: str
+
+
+class Yield(msgspec.Struct, frozen=True, tag="yield"):
+    """Daemon: serve no more, another process goes on with the session. It is not over."""
+
+
+class TakeOver(msgspec.Struct, frozen=True, tag="take-over"):
+    """Daemon: go on with this session; the device and the state come with the message. `detail` says why, for the record."""
+
+    session: str
+    tenant: Tenant
+    identity: Identity
+    detail: str
 
 
 class Opened(msgspec.Struct, frozen=True, tag="opened"):
-    """Daemon: mounted at `path`; the driver's descriptor comes with the message: /dev/fuse for 'kernel', a socket to the
-    driver's process for 'libfuse'."""
+    """Daemon: mounted at `path`; the driver's descriptor comes with the message, /dev/fuse for 'kernel', a socket to the
+    driver's process for 'libfuse', and the session's state. With 'network' there is no path, and the descriptor stands for
+    none."""
 
     path: str
     driver: str
+
+
+class Attach(msgspec.Struct, frozen=True, tag="attach"):
+    """Daemon: serve a program over the socket that comes with the message. Who it is the kernel has said (SO_PEERCRED,
+    SO_PEERGROUPS)."""
+
+    uid: int
+    gid: int
+    pid: int
+    gids: tuple[int, ...]
+
+
+class AttachRefused(msgspec.Struct, frozen=True, tag="attach-refused"):
+    """Daemon: a program wanted to be attached whose user may not use the tenant's mounts. For the audit."""
+
+    uid: int
+    pid: int
 
 
 class OpenRefused(msgspec.Struct, frozen=True, tag="open-refused"):
@@ -109,8 +170,11 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     silenced: bool
 
 
-FromWorker = Login | Open | Ending | JournalBroken | Report
-FromDaemon = LoggedIn | LoginRefused | Opened | OpenRefused | Apply | End | Unmounted | JournalOpened | Enclosed | Ask
+FromWorker = Arrived | Login | Open | Ready | Suspended | Ending | JournalBroken | Report
+FromDaemon = (
+    TurnedAway | LoggedIn | LoginRefused | Opened | OpenRefused | TakeOver | Yield | Attach | AttachRefused | Apply | End
+    | Unmounted | JournalOpened | Enclosed | Ask
+)
 
 FROM_WORKER: Final[msgspec.msgpack.Decoder[FromWorker]] = msgspec.msgpack.Decoder(FromWorker)
 FROM_DAEMON: Final[msgspec.msgpack.Decoder[FromDaemon]] = msgspec.msgpack.Decoder(FromDaemon)
@@ -133,9 +197,14 @@ def disclose(descriptor: int) -> FromDaemon:
         os.close(descriptor)
 
 
+CLOSE_RESTART: Final = 1012
+"""Close code: the server is being started anew (IANA's registry of RFC 6455's codes)."""
 CLOSE_LOGIN: Final = 4001
 """Close code: the login is refused, or no longer valid."""
 CLOSE_POLICY: Final = 4003
 """Close code: the policy or the hello's own words forbid the session."""
 CLOSE_LIMIT: Final = 4008
 """Close code: a limit of the server was met."""
+DRAINING: Final = "the server is draining and takes no new sessions: try again later, or another server"
+CLOSE_LATER: Final = 1013
+"""Close code: not now; try again later, or elsewhere (IANA's registry of RFC 6455, 11.7)."""

@@ -57,18 +57,22 @@ class Tenants:
             return supervision.OpenRefused("the tenant is gone from the policy", CLOSE_LOGIN)
         refusal = may_open(entry[0], export, others)
         if refusal is not None:
-            return supervision.OpenRefused(refusal.reason, CLOSE_LIMIT if refusal.status == 429 else CLOSE_POLICY)
+            return supervision.OpenRefused(refusal.reason, CLOSE_LIMIT if refusal.status in (409, 429) else CLOSE_POLICY)
         return entry
 
     def renew(self, tenant: Tenant, digest: str) -> Entry | supervision.End:
         """What a session goes on with that logged in with that token as `tenant` of an earlier policy; or why it ends."""
-        entry = self._entries.get(tenant.name)
+        return self.renew_as(tenant.name, digest, _settled(tenant))
+
+    def renew_as(self, name: str, digest: str, settled: tuple[str, bool]) -> Entry | supervision.End:
+        """As `renew`, for a tenant of that name; `settled`: its ownership, and whether it had symlinks: deny."""
+        entry = self._entries.get(name)
         if entry is None:
             return supervision.End(CLOSE_LOGIN, "the tenant is gone from the policy")
         login = self._find(digest)
-        if login.outcome != "tenant" or login.tenant is None or login.tenant.name != tenant.name:
+        if login.outcome != "tenant" or login.tenant is None or login.tenant.name != name:
             return supervision.End(CLOSE_LOGIN, "the token is no longer valid")
-        if _settled(entry[0]) != _settled(tenant):
+        if _settled(entry[0]) != settled:
             return supervision.End(CLOSE_POLICY, "the policy's ownership or symlinks changed: connect again")
         return entry
 

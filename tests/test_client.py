@@ -4,66 +4,28 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness.certificates import Authority, Pair
+from harness.client_stage import Stage
 from harness.scripted_server import MOUNT, Script, ScriptedServer, asks, welcome
 from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
 
 from fuse_gated import client as module
+from fuse_gated import connection
 from fuse_gated.client import TRANSITIONS, Client, Event, State
 from fuse_gated.edge.destination import Destination, parse_server
 from fuse_gated.edge.files import Export
-from fuse_gated.edge.loop import Loop
 from fuse_gated.errors import GateError, OperatorError, PeerError, ProtocolError, RefusedError
+from fuse_gated.persistence import Persistence
 from fuse_gated.wire import codec
 from fuse_gated.wire import messages as wire
 
 READ, WRITE = wire.OPEN_READ, wire.OPEN_WRITE
-
-
-class Stage:
-    """A client and a server on one loop."""
-
-    def __init__(self, root: Path) -> None:
-        self.loop = Loop()
-        self.root = root
-        self.events: list[Event] = []
-        self.server: ScriptedServer | None = None
-        self.client: Client | None = None
-
-    def set(self, script: Script | None = None, tls: ssl.SSLContext | None = None) -> ScriptedServer:
-        self.server = ScriptedServer(self.loop, script, tls)
-        self.server.on_end = lambda: self.client and self.client.goodbye()
-        return self.server
-
-    def make(self, scheme: str = "ws", port: int | None = None, **options: Any) -> Client:
-        assert self.server is not None or port is not None
-        uri = parse_server(f"{scheme}://127.0.0.1:{port or self.server.port}")
-        destination = Destination(uri=uri, token="secret-token", name="export", **options)
-        self.client = Client(self.loop, Export(self.root), destination, self.events.append)
-        return self.client
-
-    def run(self, scheme: str = "ws", **options: Any) -> None:
-        self.make(scheme, **options).run()
-
-    def failure(self, scheme: str = "ws", **options: Any) -> GateError:
-        with pytest.raises(GateError) as raised:
-            self.run(scheme, **options)
-        return raised.value
-
-    def turn_until(self, condition: Callable[[], object]) -> None:
-        while not condition():
-            self.loop.turn()
-
-    def close(self) -> None:
-        if self.server is not None:
-            self.server.close()
-        self.loop.close()
 
 
 @pytest.fixture
@@ -334,42 +296,43 @@ def test_a_host_without_a_name(stage: Stage) -> None:
 
 
 def test_a_server_that_never_answers(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOGIN_TIMEOUT", 0.05)
+    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 0.1)
     server = RawServer(b"", close=False)
-    assert "did not open a session" in stage.failure(port=server.port).message
+    assert "did not answer within 0.1 s" in stage.failure(port=server.port).message
     server.stop()
 
 
 def test_a_server_that_never_welcomes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOGIN_TIMEOUT", 0.05)
+    monkeypatch.setattr(connection, "LOGIN_TIMEOUT", 0.05)
     stage.set(first_message())
     assert "did not open a session" in stage.failure().message
 
 
 def test_the_first_reason_is_the_one_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOGIN_TIMEOUT", 0.1)
+    monkeypatch.setattr(connection, "LOGIN_TIMEOUT", 0.1)
     monkeypatch.setattr("fuse_gated.edge.websocket._CLOSE_TIMEOUT", 0.3)
     stage.set(first_message(*asks(wire.Getattr(b"")), lambda server: server.loop.soon(server.fall_silent)))
     assert "before the welcome" in stage.failure().message
 
 
-def test_a_silent_server_is_given_up(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PING_EVERY", 0.01)
-    monkeypatch.setattr(module, "DEAD_AFTER", 0.1)
+def test_a_silent_server_is_given_up(stage: Stage) -> None:
     stage.set(first_message(welcome(), ScriptedServer.fall_silent))
-    assert "silent" in stage.failure().message
+    assert "silent" in stage.failure(persistence=Persistence(reconnect=False, dead_after=0.1)).message
 
 
 def test_pings_keep_a_session_alive(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PING_EVERY", 0.01)
-    monkeypatch.setattr(module, "LOGIN_TIMEOUT", 0.05)
+    monkeypatch.setattr(connection, "LOGIN_TIMEOUT", 0.05)
     server = stage.set(first_message(welcome()))
-    client = stage.make()
-
+    client = stage.make(persistence=Persistence(reconnect=False, dead_after=5.0))
     looks: list[int] = []
 
     def look() -> None:
         assert server.websocket is not None
+        assert client._connection is not None
+        assert client._connection._websocket is not None
+        # As if nothing had been said for a while.
+        client._connection._websocket.last_heard -= 2.0
+        client._connection._keep_alive()
         looks.append(server.websocket.bytes_received)
         # A masked ping without data has six bytes.
         if looks[-1] >= looks[0] + 30:
@@ -379,7 +342,28 @@ def test_pings_keep_a_session_alive(stage: Stage, monkeypatch: pytest.MonkeyPatc
 
     stage.loop.after(0.1, look)
     client.run()
-    assert len(client._timers) <= 2
+    assert client.state is State.CLOSED
+    assert stage.events[-1].reason == "goodbye"
+
+
+def test_a_link_that_says_something_costs_no_pings(stage: Stage) -> None:
+    server = stage.set(first_message(welcome()))
+    client = stage.make(persistence=Persistence(reconnect=False, dead_after=5.0))
+    asked: list[int] = []
+
+    def look() -> None:
+        assert client._connection is not None
+        assert server.websocket is not None
+        client._connection._keep_alive()
+        asked.append(server.websocket.bytes_received)
+        if len(asked) == 20:
+            client.goodbye()
+        else:
+            stage.loop.after(0.001, look)
+
+    stage.loop.after(0.1, look)
+    client.run()
+    assert set(asked) == {asked[0]}
 
 
 def test_goodbye_before_anything_happened(stage: Stage) -> None:
@@ -392,18 +376,57 @@ def test_goodbye_before_anything_happened(stage: Stage) -> None:
     assert stage.events[-1] == Event(event="closed", reason="goodbye")
 
 
-def test_a_connection_that_comes_too_late_is_closed(stage: Stage) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_connection_that_comes_too_late_is_closed(stage: Stage, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    gate, done = threading.Event(), threading.Event()
+    late, other = socket.socketpair()
+
+    def connecting(*_: Any) -> socket.socket:
+        gate.wait()
+        if fails:
+            late.close()
+            raise OSError("nobody was there")
+        return late
+
+    really = connection.Connection._connect
+
+    def watched(self: connection.Connection) -> None:
+        really(self)
+        done.set()
+
+    monkeypatch.setattr(connection, "connect", connecting)
+    monkeypatch.setattr(connection.Connection, "_connect", watched)
     stage.set()
     client = stage.make()
     stage.loop.soon(client.goodbye)
     client.run()
-    late, other = socket.socketpair()
-    client._connected(late)
+    told = list(stage.events)
+    gate.set()
+    assert done.wait(60)
     with other:
         assert other.recv(1) == b""
-    told = list(stage.events)
-    client._lost(PeerError("nobody was there"))
+    client.goodbye()
     assert stage.events == told
+
+
+def test_a_connection_that_nobody_takes_is_closed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was made in the very moment in which it was given up."""
+    made, other = socket.socketpair()
+    monkeypatch.setattr(connection, "connect", lambda *_: made)
+    stage.set()
+    client = stage.make()
+    client._connect()
+    owned = client._connection
+    assert owned is not None
+    while owned._made is None:
+        os.sched_yield()
+    client.goodbye()
+    with other:
+        assert other.recv(1) == b""
+    stage.loop.soon(lambda: None)
+    stage.loop.turn()
+    owned.abort()
+    client._export.close()
 
 
 def test_goodbye_twice_leaves_at_once(stage: Stage) -> None:
@@ -450,11 +473,14 @@ def test_what_a_dead_disk_holds_up_does_not_hold_up_the_end(stage: Stage, monkey
     stage.client._export.close()
 
 
-def test_every_transition_leads_to_the_end() -> None:
-    for state in State:
-        if state is not State.CLOSED:
-            assert TRANSITIONS[state, "lost"] is State.CLOSED
-    assert {state for state, _ in TRANSITIONS} == set(State) - {State.CLOSED}
+def test_every_state_can_be_left_and_only_the_last_two_cannot() -> None:
+    ends = {State.CLOSED, State.FAILED}
+    for state in set(State) - ends:
+        assert TRANSITIONS[state, "left"] is State.CLOSED
+    for state in (State.CONNECTING, State.LOGGED_IN, State.MOUNTED):
+        assert TRANSITIONS[state, "lost"] is State.WAITING
+    assert {state for state, _ in TRANSITIONS} == set(State) - ends
+    assert set(TRANSITIONS.values()) | {State.CONNECTING} == set(State)
 
 
 # TLS

@@ -76,7 +76,12 @@ def test_the_bytes_of_a_request() -> None:
     for wrong in (b"", b"\xc1", packet[:-1], msgspec.msgpack.encode({"arguments": {}}), msgspec.msgpack.encode({"command": 7})):
         with pytest.raises(msgspec.DecodeError):
             control.decode_request(wrong)
-    assert msgspec.msgpack.decode(b"".join(control.encode_answer(Answer(result=1)))) == {"error": None, "hint": "", "result": 1}
+    assert msgspec.msgpack.decode(b"".join(control.encode_answer(Answer(result=1)))) == {
+        "error": None,
+        "hint": "",
+        "result": 1,
+        "errno": "",
+    }
 
 
 def test_no_daemon(tmp_path: Path) -> None:

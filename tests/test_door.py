@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fuse_gated.config.settings import Admission
+from fuse_gated.config.settings import Admission, Proxies, Settings, Tls
 from fuse_gated.door import Door
 from fuse_gated.edge.loop import Loop
 
@@ -17,14 +17,14 @@ Address = tuple[str, int]
 class House:
     """A door, and who was let in. `trouble` is raised for whoever comes next."""
 
-    def __init__(self, admission: Admission, *, silent: bool = False) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.loop = Loop()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address: Address = self.listener.getsockname()
         self.admitted: list[socket.socket] = []
         self.turned_away: list[tuple[str, str]] = []
         self.trouble: OSError | None = None
-        self.door = Door(self.loop, [self.listener], admission, self._admit, self._turned_away, silent=silent)
+        self.door = Door(self.loop, [self.listener], settings, self._admit, self._turned_away)
 
     def _admit(self, sock: socket.socket, address: str) -> None:
         assert address == "127.0.0.1"
@@ -50,7 +50,7 @@ class House:
 
 @pytest.fixture
 def house() -> Iterator[House]:
-    house = House(Admission(startups=2, per_address=2))
+    house = House(Settings(admission=Admission(startups=2, per_address=2)))
     yield house
     house.close()
 
@@ -97,7 +97,8 @@ def test_a_worker_that_cannot_be_started(house: House, capsys: pytest.CaptureFix
 
 
 def test_a_door_that_speaks_tls_says_nothing() -> None:
-    house = House(Admission(startups=1, per_address=1), silent=True)
+    tls = Tls(certificate="/server.pem", key="/server.key")
+    house = House(Settings(admission=Admission(startups=1, per_address=1), tls=tls))
     try:
         with house.come(), socket.create_connection(house.address, 10) as second:
             house.loop.turn()
@@ -143,3 +144,21 @@ def test_a_door_that_is_shut(house: House) -> None:
     with socket.create_connection(house.address, 10):
         house.loop.turn()
         assert house.admitted == []
+
+
+def test_a_proxy_is_limited_by_whom_it_passes_on() -> None:
+    proxies = Proxies(addresses=("127.0.0.1",), header="proxy-protocol")
+    house = House(Settings(admission=Admission(startups=3, per_address=1), proxies=proxies))
+    try:
+        assert house.door.is_proxy("127.0.0.1")
+        assert not house.door.is_proxy("192.0.2.1")
+        with house.come(), house.come(), house.come():
+            assert len(house.admitted) == 3
+            assert house.door.moved("127.0.0.1", "192.0.2.1") is None
+            refusal = house.door.moved("127.0.0.1", "192.0.2.1")
+            assert refusal is not None
+            assert refusal.status == 429
+            house.door.logged_in("192.0.2.1")
+            assert house.door.moved("127.0.0.1", "192.0.2.1") is None
+    finally:
+        house.close()

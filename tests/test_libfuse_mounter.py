@@ -21,6 +21,7 @@ from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.gate.verdict import ALL, EXECUTE, READ, Rule
 from fuse_gated.libfuse_mounter import LibfuseMounter
+from fuse_gated.mounter import Found
 
 DEADLINE = 30.0
 OWN = Identity(owner_uid=os.geteuid(), owner_gid=os.getegid(), uids=(os.geteuid(),))
@@ -66,7 +67,10 @@ class Daemon:
         self.turn(lambda: self.answers)
         answer, fds = self.answers.pop(0)
         assert answer == keeping.Mounted(id=0, path=str(self.mnt / "acme" / export)), answer
-        worker = socket.socket(fileno=fds[0])
+        serving, state = fds
+        assert os.fstat(state).st_size == keeping.STATE_SIZE
+        os.close(state)
+        worker = socket.socket(fileno=serving)
         assert isinstance(hosting.decode_request(worker.recv(1000)), hosting.Began)
         return worker
 
@@ -120,6 +124,25 @@ def test_what_is_mounted_is_mounted_once(daemon: Daemon) -> None:
         assert daemon.next() == keeping.Refused(id=0, reason="acme/work is mounted already")
         assert daemon.unmount() == keeping.Done(id=0)
         assert daemon.unmount("other") == keeping.Done(id=0)
+    assert daemon.clean
+
+
+def test_nothing_outlives_it(daemon: Daemon) -> None:
+    with daemon.mount():
+        daemon.mounter.note("acme", "work", b"note")
+        found: list[list[Found]] = []
+        daemon.mounter.fetch(found.append)
+        assert found == [[]]
+        assert daemon.unmount() == keeping.Done(id=0)
+
+
+def test_without_memory_for_a_state(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("fuse_gated.libfuse_mounter.make_state", refuse)
+    daemon.mounter.mount(gate(), "work", daemon.then)
+    assert daemon.next() == keeping.Refused(id=0, reason="no memory for its state: Too many open files")
     assert daemon.clean
 
 

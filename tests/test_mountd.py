@@ -1,5 +1,7 @@
 """mountd.py: a real mount keeper in a process of its own, real mounts, and a daemon that may be hostile."""
 
+import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -17,10 +19,45 @@ from harness.mounting import mount as mount_any
 from fuse_gated import mountd
 from fuse_gated.edge import mounts, process
 from fuse_gated.edge.channel import Channel
-from fuse_gated.edge.keeping import ANSWERS, Access, Done, FromDaemon, FromKeeper, Mount, Mounted, Refused, Remount, Unmount
+from fuse_gated.edge.keeping import (
+    ANSWERS,
+    MAX_NOTE,
+    STATE_SIZE,
+    Access,
+    Done,
+    Fetch,
+    FromDaemon,
+    FromKeeper,
+    Held,
+    Mount,
+    Mounted,
+    Note,
+    Refused,
+    Remount,
+    Unmount,
+)
 from fuse_gated.errors import OperatorError
+from fuse_gated.mountd_serving import Attendance
 
 PATIENCE = 30.0
+
+
+class OneDaemon:
+    """It comes, and no other."""
+
+    def __init__(self, daemon: socket.socket) -> None:
+        self.daemon: socket.socket | None = daemon
+        self.reader, writer = os.pipe()
+        os.close(writer)
+
+    def fileno(self) -> int:
+        return self.reader
+
+    def accept(self) -> socket.socket:
+        if self.daemon is None:
+            raise EOFError
+        daemon, self.daemon = self.daemon, None
+        return daemon
 
 
 class Keeper:
@@ -31,7 +68,12 @@ class Keeper:
 
         def main() -> int:
             self.socket.close()
-            return mountd.run(theirs, str(runtime))
+            with (
+                process.Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+                contextlib.closing(mountd.MountKeeper(str(runtime))) as keeper,
+            ):
+                Attendance(keeper, OneDaemon(theirs), signals, lambda _: None).run(None, None)
+            return 0
 
         self.child = process.spawn(main, program=mountd.PROGRAM)
         theirs.close()
@@ -47,7 +89,7 @@ class Keeper:
         received = self.channel.receive()
         assert received is not None, "the mount keeper is gone"
         answer, fds = received
-        assert len(fds) == isinstance(answer, Mounted)
+        assert len(fds) == (2 if isinstance(answer, Mounted | Held) else 0)
         self.fds += fds
         return answer
 
@@ -103,7 +145,7 @@ def acl_of(path: Path) -> set[str]:
 
 def test_a_mount_is_made_with_its_descriptor_and_taken_away_with_its_directories(keeper: Keeper, runtime: Path) -> None:
     assert keeper.ask(mount()) == Mounted(id=7, path=f"{runtime}/mnt/acme/web")
-    (device,) = keeper.fds
+    device, _ = keeper.fds
     assert os.read(device, 2**20 + 4096)[4:8] == (26).to_bytes(4, "little")  # INIT
     assert mounts_beneath(runtime) == [runtime / "mnt/acme/web"]
     assert flags_of(runtime / "mnt/acme/web") >= {"nosuid", "nodev", "noexec", "allow_other"}
@@ -135,7 +177,7 @@ def test_options_are_what_the_request_says(keeper: Keeper, runtime: Path) -> Non
 def test_exports_come_and_go_one_by_one(keeper: Keeper, runtime: Path) -> None:
     for tenant, export in (("acme", "a"), ("acme", "b"), ("other", "a")):
         assert isinstance(keeper.ask(mount(export, tenant)), Mounted)
-    assert len(set(keeper.fds)) == 3
+    assert len(set(keeper.fds)) == 6
     assert keeper.ask(Unmount(id=1, tenant="acme", export="a")) == Done(id=1)
     assert sorted(mounts_beneath(runtime)) == [runtime / "mnt/acme/b", runtime / "mnt/other/a"]
     assert os.listdir(runtime / "mnt/acme") == ["b"]
@@ -254,13 +296,59 @@ def test_something_in_a_mount_point_is_left_there(runtime: Path, capfd: pytest.C
 
 def test_a_worker_that_dies_does_not_break_the_mount(keeper: Keeper, runtime: Path) -> None:
     keeper.ask(mount())
-    os.close(keeper.fds.pop())
+    while keeper.fds:
+        os.close(keeper.fds.pop())
     # Nobody but the keeper has the device now: still no ENOTCONN, the caller waits, until it is told.
     ended = {"ENOTCONN", "ECONNABORTED"}
     child = process.spawn(lambda: outcome(os.stat, runtime / "mnt/acme/web/file") not in ended)
     assert child.wait(0.05) is None
     assert keeper.ask(Unmount(id=1, tenant="acme", export="web")) == Done(id=1)
     assert child.wait(PATIENCE) == 0
+
+
+# What it keeps for whoever comes next.
+
+
+def test_a_state_comes_with_each_mount_and_none_can_change_its_size(keeper: Keeper) -> None:
+    keeper.ask(mount("a"))
+    keeper.ask(mount("b"))
+    first, second = keeper.fds[1::2]
+    assert os.fstat(first).st_size == os.fstat(second).st_size == STATE_SIZE
+    assert not os.path.sameopenfile(first, second)
+    for size in (0, STATE_SIZE + 1):
+        with pytest.raises(PermissionError):
+            os.ftruncate(first, size)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(first, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
+
+def test_what_is_held_is_found_in_the_order_of_the_mounts(keeper: Keeper, runtime: Path) -> None:
+    for export, links in (("b", True), ("c", False), ("a", False)):
+        keeper.ask(mount(export, nosymfollow=links))
+    assert keeper.ask(Note(id=1, tenant="acme", export="b", data=b"first")) == Done(id=1)
+    assert keeper.ask(Note(id=2, tenant="acme", export="b", data=b"\0" * MAX_NOTE)) == Done(id=2)
+    assert keeper.ask(Unmount(id=3, tenant="acme", export="c")) == Done(id=3)
+    here = str(runtime / "mnt/acme")
+    for index, (export, note, links) in enumerate((("b", b"\0" * MAX_NOTE, True), ("a", b"", False))):
+        told = Held(id=4, tenant="acme", export=export, path=f"{here}/{export}", note=note, nosymfollow=links)
+        assert keeper.ask(Fetch(id=4, index=index)) == told
+    # The same two as came with the mount, and the same when they are asked for again.
+    assert isinstance(keeper.ask(Fetch(id=5, index=0)), Held)
+    mounted, fetched, again = keeper.fds[0:2], keeper.fds[6:8], keeper.fds[10:12]
+    os.pwrite(mounted[1], b"journal", 0)
+    assert os.pread(fetched[1], 7, 0) == os.pread(again[1], 7, 0) == b"journal"
+    assert os.path.sameopenfile(mounted[0], fetched[0])
+    assert os.read(fetched[0], 2**20 + 4096)[4:8] == (26).to_bytes(4, "little")  # INIT
+    for index in (2, 2**62):
+        assert keeper.ask(Fetch(id=6, index=index)) == Done(id=6)
+
+
+def test_notes_and_numbers_are_checked(keeper: Keeper) -> None:
+    keeper.ask(mount())
+    assert "more than 16384" in keeper.refusal(Note(id=1, tenant="acme", export="web", data=b"x" * (MAX_NOTE + 1)))
+    assert "not mounted" in keeper.refusal(Note(id=2, tenant="acme", export="other", data=b""))
+    assert "export's name" in keeper.refusal(Note(id=3, tenant="acme", export="../web", data=b""))
+    assert "not a number" in keeper.refusal(Fetch(id=4, index=-1))
 
 
 # Ends.
@@ -291,22 +379,23 @@ def test_what_is_no_message_ends_it_in_order(runtime: Path, capfd: pytest.Captur
         keeper = Keeper(runtime)
         keeper.ask(mount())
         keeper.socket.send(packet)
-        assert keeper.child.wait(PATIENCE) == 1
+        assert keeper.child.wait(PATIENCE) == 0
         assert mounts_beneath(runtime) == []
         keeper.close()
         assert "does not decode" in capfd.readouterr().err
 
 
-def test_unknown_fields_and_descriptors_are_no_messages(runtime: Path) -> None:
+def test_unknown_fields_and_descriptors_are_no_messages(runtime: Path, capfd: pytest.CaptureFixture[str]) -> None:
     keeper = Keeper(runtime)
     request = msgspec.to_builtins(mount()) | {"options": "suid,dev"}
     keeper.socket.send(msgspec.msgpack.encode(request))
-    assert keeper.child.wait(PATIENCE) == 1
+    assert keeper.child.wait(PATIENCE) == 0
     keeper.close()
     keeper = Keeper(runtime)
     socket.send_fds(keeper.socket, [msgspec.msgpack.encode(mount())], [0])
-    assert keeper.child.wait(PATIENCE) == 1
+    assert keeper.child.wait(PATIENCE) == 0
     keeper.close()
+    assert capfd.readouterr().err.count("the daemon is gone: ") == 2
 
 
 def test_a_daemon_that_does_not_read_is_asked_for_no_more_and_still_gets_every_answer(runtime: Path) -> None:

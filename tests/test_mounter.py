@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from fuse_gated.edge import keeping
@@ -12,7 +13,7 @@ from fuse_gated.edge.loop import Loop
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.gate.verdict import ALL, READ, Rule
-from fuse_gated.mounter import Mounter
+from fuse_gated.mounter import Found, Mounter
 
 IDENTITY = Identity(owner_uid=1000, owner_gid=1001, uids=(1000, 1002), gids=(7,))
 
@@ -125,6 +126,7 @@ def test_a_keeper_that_is_lost(scene: Scene, end: str) -> None:
     scene.loop.turn()
     assert (scene.lost, scene.mounter.alive) == (1, False)
     assert [answer for answer, _ in scene.answers] == [keeping.Refused(id=1, reason="the mount keeper is gone")]
+    scene.mounter.note("acme", "one", b"to nobody")
     scene.keeper.close()
     scene.mounter.unmount("acme", "one", scene.then)
     answer = scene.answers[1][0]
@@ -137,3 +139,102 @@ def test_a_keeper_that_does_not_read(scene: Scene) -> None:
         scene.mounter.unmount("acme", "one", scene.then)
     assert isinstance(scene.answers[0][0], keeping.Refused)
     assert scene.mounter.alive
+
+
+# Notes, and what an earlier daemon has left.
+
+
+def test_notes_go_one_at_a_time_and_the_newest_counts(scene: Scene) -> None:
+    for export, note in (("one", b"1"), ("two", b"1"), ("one", b"2"), ("two", b"2"), ("two", b"3"), ("gone", b"1")):
+        scene.mounter.note("acme", export, note)
+    scene.mounter.unmount("acme", "gone", scene.then)
+    first, unmount = scene.asked(), scene.asked()
+    assert (type(first), first.export, first.data) == (keeping.Note, "one", b"1")
+    assert type(unmount) is keeping.Unmount
+    expected = [("two", b"3"), ("one", b"2")]
+    for export, note in expected:
+        with pytest.raises(BlockingIOError):
+            scene.asked()
+        scene.keeper.send(keeping.Done(id=first.id))
+        scene.loop.turn()
+        first = scene.asked()
+        assert (first.tenant, first.export, first.data) == ("acme", export, note)
+    scene.keeper.send(keeping.Refused(id=first.id, reason="not mounted"))
+    scene.loop.turn()
+    scene.mounter.note("acme", "three", b"")
+    assert scene.asked().export == "three"
+
+
+def test_a_note_for_which_there_was_no_room_is_sent_when_there_is(scene: Scene) -> None:
+    while not scene.answers:
+        scene.mounter.unmount("acme", "one", scene.then)
+    scene.mounter.note("acme", "web", b"note")
+    noted: list[keeping.Note] = []
+    asked = 0
+    while not noted:
+        request = scene.asked()
+        if isinstance(request, keeping.Note):
+            noted.append(request)
+        else:
+            asked += 1
+            scene.keeper.send(keeping.Done(id=request.id))
+            scene.loop.turn()
+    assert (noted[0].export, noted[0].data) == ("web", b"note")
+    assert asked > 10
+
+
+def hold(scene: Scene, exports: list[str]) -> None:
+    """Answer as a keeper that holds these mounts."""
+    while True:
+        request = scene.asked()
+        assert type(request) is keeping.Fetch
+        if request.index == len(exports):
+            scene.keeper.send(keeping.Done(id=request.id))
+            scene.loop.turn()
+            return
+        export = exports[request.index]
+        held = keeping.Held(id=request.id, tenant="acme", export=export, path="/mnt", note=b"n", nosymfollow=False)
+        fds = [os.open("/dev/null", os.O_RDONLY), os.open("/dev/zero", os.O_RDONLY)]
+        scene.keeper.send(held, fds)
+        for fd in fds:
+            os.close(fd)
+        scene.loop.turn()
+
+
+@pytest.mark.parametrize("exports", [[], ["one"], ["one", "two", "three"]])
+def test_what_was_left_is_found_with_its_descriptors(scene: Scene, exports: list[str]) -> None:
+    found: list[list[Found]] = []
+    scene.mounter.fetch(found.append)
+    hold(scene, exports)
+    (left,) = found
+    assert [one.held.export for one in left] == exports
+    for one in left:
+        assert (os.read(one.device, 1), os.read(one.state, 1)) == (b"", b"\0")
+        os.close(one.device)
+        os.close(one.state)
+
+
+@pytest.mark.parametrize("how", ["lost", "half"])
+def test_where_it_cannot_be_known_whole_nothing_is_found(scene: Scene, how: str) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    found: list[list[Found]] = []
+    scene.mounter.fetch(found.append)
+    request = scene.asked()
+    held = keeping.Held(id=request.id, tenant="acme", export="web", path="/mnt", note=b"", nosymfollow=False)
+    scene.keeper.send(held, [0, 0])
+    scene.loop.turn()
+    request = scene.asked()
+    if how == "lost":
+        scene.keeper.close()
+    else:
+        scene.keeper.send(msgspec.structs.replace(held, id=request.id), [0])
+    scene.loop.turn()
+    assert found == [[]]
+    assert len(set(os.listdir("/proc/self/fd")) - before) == 0
+
+
+def test_an_answer_for_nobody_leaves_no_descriptor(scene: Scene) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    scene.keeper.send(keeping.Mounted(id=99, path="/mnt"), [0, 0])
+    scene.loop.turn()
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -120,3 +120,19 @@ def test_a_keeper_that_is_killed_again_before_it_has_caught_up(scene: Scene) -> 
     scene.asked()
     (again,) = scene.resume()
     assert isinstance(again, keeping.Unmount)
+
+
+def test_notes_and_what_was_left_are_asked_for_again(scene: Scene) -> None:
+    found: list[object] = []
+    scene.mounter.fetch(found.append)
+    scene.mounter.note("acme", "web", b"old")
+    scene.mounter.note("acme", "web", b"new")
+    scene.asked()
+    fetch, note = scene.resume()
+    assert (type(fetch), fetch.index) == (keeping.Fetch, 0)
+    assert (type(note), note.data) == (keeping.Note, b"old")
+    scene.answer(keeping.Done(id=fetch.id))
+    assert found == [[]]
+    scene.answer(keeping.Done(id=note.id))
+    (newest,) = scene.asked()
+    assert (type(newest), newest.data) == (keeping.Note, b"new")

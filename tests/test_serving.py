@@ -367,7 +367,7 @@ def test_a_mount_that_is_left_alone_is_neither_read_nor_answered(session):
     session.settle()
     assert session.answers == {}
     assert len(session.client.frames) == 1
-    session.serving._resume()
+    session.serving._resume(session.driver)
     session.serving.detach()
 
 

@@ -20,14 +20,15 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
+from fuse_gated import mounted as mounted_module
 from fuse_gated import supervision, worker_process
-from fuse_gated import worker as worker_module
 from fuse_gated.config.settings import Audit, Settings
 from fuse_gated.edge import hosting, process
 from fuse_gated.edge.channel import Channel
 from fuse_gated.edge.fuse_kernel import Notifier
 from fuse_gated.edge.journal import JournalFile, JournalSocket
 from fuse_gated.edge.loop import Loop
+from fuse_gated.edge.memory import make_state
 from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.gate.verdict import ALL, Rule
 from fuse_gated.wire import codec
@@ -97,6 +98,7 @@ class Scene:
         self.daemon, self._channel = Channel.pair(supervision.FROM_WORKER, supervision.FROM_DAEMON)
         self.notifier = Notifier()
         self.host, self._driver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.state = make_state()
         self.said: list[Any] = []
         self.worker = Worker(self.loop, theirs, self._channel, journal, self.notifier, VISITOR, SETTINGS)
 
@@ -139,7 +141,7 @@ class Scene:
         self.client.hello()
         self.heard(supervision.Open)
         self.host.send(hosting.encode_began(19, 131072))
-        self.say(supervision.Opened("/run/mnt", "libfuse"), self._driver.fileno())
+        self.say(supervision.Opened("/run/mnt", "libfuse"), self._driver.fileno(), self.state)
         self.until(lambda: self.client.got(Opcode.BINARY))
 
     def leave(self) -> None:
@@ -150,6 +152,7 @@ class Scene:
     def close(self) -> None:
         self.worker.socket.abort()
         self.notifier.stop()
+        os.close(self.state)
         for closed in (self.client.socket, self._theirs, self.daemon, self._channel, self.host, self._driver, self.loop):
             closed.close()
 
@@ -186,7 +189,7 @@ def test_a_daemon_that_talks_nonsense_is_gone(scene: Scene, records: Callable[[]
     assert not scene.worker.ending
     os.write(scene.daemon.fileno(), b"\xc1")
     scene.until(lambda: scene.worker.ending)
-    assert "the daemon is gone" in records()
+    assert "the server is being restarted" in records()
 
 
 @pytest.mark.parametrize(
@@ -208,9 +211,9 @@ def test_a_mount_whose_client_is_gone_is_given_back(scene: Scene) -> None:
     scene.client.hello()
     scene.heard(supervision.Open)
     scene.leave()
-    scene.say(supervision.Opened("/run/mnt", "libfuse"), scene.host.fileno())
+    scene.say(supervision.Opened("/run/mnt", "libfuse"), scene.host.fileno(), scene.state)
     assert scene.heard(supervision.Ending).reason == "the client had gone before it was mounted"
-    assert scene.worker.serving is None
+    assert scene.worker.mounted is None
 
 
 def test_a_policy_that_changes_between_login_and_hello(scene: Scene, records: Callable[[], str]) -> None:
@@ -227,12 +230,13 @@ def test_a_policy_that_changes_between_login_and_hello(scene: Scene, records: Ca
 def test_a_client_that_is_not_heard_of_any_more(
     scene: Scene, records: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "PING_EVERY", 0.01)
-    monkeypatch.setattr(worker_module, "DEAD_AFTER", 0.2)
+    monkeypatch.setattr(mounted_module, "PING_EVERY", 0.01)
+    monkeypatch.setattr(mounted_module, "DEAD_AFTER", 0.2)
     # It reads the pings, and its answers are lost.
-    monkeypatch.setattr(scene.client, "flush", lambda flush=scene.client.flush: flush() if scene.worker.serving is None else None)
+    monkeypatch.setattr(scene.client, "flush", lambda flush=scene.client.flush: flush() if scene.worker.mounted is None else None)
     scene.mount()
-    scene.heard(supervision.Ending)
+    assert "nothing heard from the client for 0 s" in scene.heard(supervision.Suspended).reason
+    assert not scene.worker.ending
     assert scene.client.got(Opcode.PING), "it was asked"
     assert "nothing heard from the client for 0 s" in records()
     scene.until(lambda: scene.worker.socket.closed)
@@ -291,7 +295,8 @@ class Forked:
         self.client, self.daemon = Client(ours), Channel(daemons, supervision.FROM_WORKER)
         own = os.getpid()
         with theirs, workers:
-            self.child = process.spawn(lambda: worker_process.run(theirs, workers, VISITOR, settings, str(runtime), tls, own))
+            place = worker_process.Place(settings, str(runtime), own)
+            self.child = process.spawn(lambda: worker_process.run(theirs, workers, VISITOR, place, tls))
 
     def close(self) -> None:
         self.child.end(DEADLINE)

@@ -117,8 +117,7 @@ def _read_as(account: Account, read: Callable[[Path], object], etc: Path) -> Non
     told: list[str] = []
 
     def look() -> int:
-        fuse = process.find_group("fuse")
-        process.drop_to(account.uid, account.gid, () if fuse is None else (fuse,))
+        process.drop_to(account.uid, account.gid, process.groups_of(account))
         # As it is given to the daemon: open, because that may not be allowed to walk there.
         _attempt(told, read, Path(f"/proc/self/fd/{directory}"))
         with open(writer, "wb", closefd=False) as pipe:

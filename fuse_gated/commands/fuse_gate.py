@@ -1,12 +1,14 @@
 """fuse-gate: offers a directory of this machine to a fuse-gated server."""
 
 import argparse
+import contextlib
 import os
 import re
 import resource
 import signal
 import stat
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +24,15 @@ from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.status import StatusLine
 from fuse_gated.errors import GateError, OperatorError, UsageError
 from fuse_gated.paths import is_mount_name
+from fuse_gated.persistence import Persistence
 
 PROGRAM: Final = "fuse-gate"
 _LONGEST_TOKEN: Final = 4096
 _REFRESH: Final = 0.5
-_MOODS: Final = {State.MOUNTED: "good", State.CLOSED: "bad"}
+_SHORTEST: Final = 0.01
+_LONGEST: Final = 86400.0
+_MOODS: Final = {State.MOUNTED: "good", State.FAILED: "bad", State.CLOSED: "bad"}
+_LOST: Final = "the server no longer knew the session, this is a new one: what programs there had open or locked is lost to them"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,11 +74,63 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let the server set setuid and setgid, make device nodes and use all extended attributes",
     )
+    defaults = Persistence()
+    export.add_argument(
+        "--reconnect-delay",
+        type=_seconds,
+        metavar="SECONDS",
+        help="the longest time until the first attempt to connect again; it doubles with each further one "
+        f"(default {defaults.delay:g})",
+    )
+    export.add_argument(
+        "--reconnect-max", type=_seconds, metavar="SECONDS", help=f"what it grows to at most (default {defaults.longest_delay:g})"
+    )
+    export.add_argument(
+        "--max-attempts", type=_count, metavar="N", help="give up after so many failed attempts in a row (default: never)"
+    )
+    export.add_argument("--no-reconnect", action="store_true", help="end when the connection is lost")
+    export.add_argument(
+        "--dead-after",
+        type=_seconds,
+        metavar="SECONDS",
+        default=defaults.dead_after,
+        help=f"take a server for dead that has been silent for so long (default {defaults.dead_after:g})",
+    )
     export.add_argument("--version", action="version", version=version)
     return parser
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not a number of seconds: {text}") from None
+    if not _SHORTEST <= value <= _LONGEST:
+        raise argparse.ArgumentTypeError(f"not between {_SHORTEST:g} and {_LONGEST:g} seconds: {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"not a number of attempts: {text}")
+    return int(text)
+
+
+def _persistence(options: argparse.Namespace) -> Persistence:
+    given = {
+        "delay": options.reconnect_delay,
+        "longest_delay": options.reconnect_max,
+        "max_attempts": options.max_attempts,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.no_reconnect and given:
+        raise UsageError("--no-reconnect leaves no further attempts", "leave it away, or the other options for reconnecting")
+    # Who says how to try again means it from the first attempt on.
+    return Persistence(reconnect=not options.no_reconnect, from_start=bool(given), dead_after=options.dead_after, **given)
+
+
 def _export(options: argparse.Namespace) -> int:
+    persistence = _persistence(options)
     destination = _destination(options)
     _check_directory(options.directory)
     if destination.shows_token:
@@ -87,19 +145,21 @@ def _export(options: argparse.Namespace) -> int:
     if ignores_case(options.directory):
         _warn("the directory takes upper and lower case as the same, the server's rules do not: what they hide or deny by name "
               "can be had by another spelling")
-    _Session(export, destination, as_json=options.json).run()
+    _Session(export, destination, persistence, as_json=options.json).run()
     return 0
 
 
 class _Session:
     """A client, and what its user sees of it."""
 
-    def __init__(self, export: Export, destination: Destination, *, as_json: bool) -> None:
+    def __init__(self, export: Export, destination: Destination, persistence: Persistence, *, as_json: bool) -> None:
         self._loop = Loop()
-        self._client = Client(self._loop, export, destination, self._event)
+        self._client = Client(self._loop, export, destination, self._event, persistence)
         self._destination = destination
         self._json = as_json
         self._status = StatusLine(sys.stderr)
+        self._told = ""
+        """The reason for which there is no connection, as it was told last."""
 
     def run(self) -> None:
         """Raises GateError as `Client.run`."""
@@ -116,7 +176,26 @@ class _Session:
         if self._json:
             self._say(msgspec.json.encode(event).decode())
         elif event.event == "mounted":
-            self._say(f"mounted at {plain(event.path)}")
+            self._say(f"mounted at {plain(event.path)}" if event.path else f"open without a mount: session {event.session}")
+        if event.replaced:
+            self._status.clear()
+            _warn(_LOST)
+        if self._status.active:
+            self._show()
+        elif not self._json:
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        """For a log: what a terminal's status line would show. The same reason is told once, however often it is met."""
+        if event.event in ("resumed", "mounted") and self._told:
+            self._told = ""
+            _note("connected again")
+        elif event.event == "connection-lost":
+            self._told = event.reason or ""
+            _note(f"the connection is lost, trying again: {self._told}")
+        elif event.event == "reconnecting" and event.reason != self._told:
+            self._told = event.reason or ""
+            _note(f"not connected, trying again: {self._told}")
 
     def _say(self, line: str) -> None:
         self._status.clear()
@@ -127,19 +206,24 @@ class _Session:
             os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
 
     def _refresh(self) -> None:
+        self._show()
+        self._loop.after(_REFRESH, self._refresh)
+
+    def _show(self) -> None:
         client, counts = self._client, self._client.answering
         parts = [client.state.value]
         if client.state is State.MOUNTED:
             parts += [
-                plain(client.mount_path),
+                plain(client.mount_path) or "without a mount",
                 f"{counts.operations:,} operations",
                 f"{shown_size(counts.bytes_read)} read",
                 f"{shown_size(counts.bytes_written)} written",
             ]
+        elif client.next_attempt is not None:
+            parts += [f"next attempt in {max(client.next_attempt - time.monotonic(), 0.0):.0f} s", plain(client.reason)]
         else:
-            parts.append(plain(self._destination.address))
+            parts += [plain(self._destination.address), *([plain(client.reason)] if client.reason else [])]
         self._status.show(_MOODS.get(client.state, "waiting"), parts)
-        self._loop.after(_REFRESH, self._refresh)
 
 
 def _destination(options: argparse.Namespace) -> Destination:
@@ -203,7 +287,12 @@ def _check_directory(directory: str) -> None:
 
 
 def _warn(text: str) -> None:
-    print(f"{PROGRAM}: warning: {plain(text)}", file=sys.stderr)
+    _note(f"warning: {text}")
+
+
+def _note(text: str) -> None:
+    with contextlib.suppress(OSError):  # Nobody reads it.
+        print(f"{PROGRAM}: {plain(text)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from fuse_gated import __version__
-from fuse_gated.commands import audit, check, doctor, explain, places, sessions, token
+from fuse_gated.commands import audit, check, doctor, drain, explain, files, places, sessions, token
 from fuse_gated.commands.output import complain
 from fuse_gated.errors import GateError
 
@@ -53,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="print JSON")
     subparsers = top.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
     sessions.add_parsers(subparsers, common)
+    drain.add_parser(subparsers, common)
+    files.add_parsers(subparsers, common)
     explain.add_parser(subparsers, common)
     check.add_parser(subparsers, common)
     token.add_parser(subparsers, common)

@@ -20,6 +20,14 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     login_deadline: float = 10.0
 
 
+class Proxies(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may say whose connection it passes on: `addresses` are addresses, networks and 'unix'; `header` is how,
+    'proxy-protocol' or 'x-forwarded-for'."""
+
+    addresses: tuple[str, ...]
+    header: str
+
+
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
     """`to`: 'journal', 'file', or 'auto' (the journal where there is one, else `file`; its default: edge/journal.py).
     `refusals`: the most that one session tells in a second."""
@@ -36,8 +44,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     listen: str = "127.0.0.1:7433"
     tls: Tls | None = None
     admission: Admission = Admission()
+    proxies: Proxies | None = None
     audit: Audit = Audit()
-    drivers: tuple[str, ...] = ("kernel", "libfuse")
+    drivers: tuple[str, ...] = ("kernel", "libfuse", "network")
+    without: tuple[str, ...] = ()
+    """What is not used of FUSE though the kernel has it."""
     request_deadline: float = 30.0
     max_in_flight: int = 256
     max_bytes_in_flight: int = 64 * 2**20

@@ -8,8 +8,9 @@ import yaml
 
 from fuse_gated.config import units, values
 from fuse_gated.config.document import Document, Reader, Unfit, quoted
-from fuse_gated.config.settings import Admission, Audit, Settings, Tls
+from fuse_gated.config.settings import Admission, Audit, Proxies, Settings, Tls
 from fuse_gated.errors import ConfigurationError
+from fuse_gated.gate.proxies import UNIX
 from fuse_gated.wire.messages import MAX_DATA
 
 LISTEN_FORM: Final = "HOST:PORT, such as 127.0.0.1:7433 or '[::1]:7433'"
@@ -71,11 +72,28 @@ def _origin(document: Document, node: yaml.Node) -> str:
     return value
 
 
+def _proxy(document: Document, node: yaml.Node) -> str:
+    value = values.text(document, node)
+    if value == UNIX:
+        return value
+    try:
+        network = ipaddress.ip_network(value)
+    except ValueError as error:
+        raise Unfit(f"{quoted(value)} is no proxy's address: {error}", "such as 127.0.0.1, '::1', 10.0.0.0/24, or unix") from None
+    if not network.prefixlen:
+        raise Unfit(f"{quoted(value)} is everybody, who could then claim any address", "name the proxies")
+    return value
+
+
 _TLS: Final = {"certificate": values.absolute_path, "key": values.absolute_path, "client_ca": values.absolute_path}
 _ADMISSION: Final = {
     "startups": values.whole(1, 100_000),
     "per_address": values.whole(1, 100_000),
     "login_deadline": values.duration(0.1, 600),
+}
+_PROXIES: Final = {
+    "addresses": values.many("addresses", _proxy, least=1),
+    "header": values.one_of("proxy-protocol", "x-forwarded-for"),
 }
 _AUDIT: Final = {
     "to": values.one_of("auto", "journal", "file"),
@@ -91,8 +109,10 @@ _SETTINGS: Final[Reader] = values.structure(
         "listen": _listen,
         "tls": values.structure(Tls, "tls", _TLS, required=("certificate", "key")),
         "admission": values.structure(Admission, "admission", _ADMISSION),
+        "proxies": values.structure(Proxies, "proxies", _PROXIES, required=("addresses", "header")),
         "audit": values.structure(Audit, "audit", _AUDIT),
-        "drivers": values.many("drivers", values.one_of("kernel", "libfuse"), least=1),
+        "without": values.many("features", values.one_of("resend", "readdirplus"), least=0),
+        "drivers": values.many("drivers", values.one_of("kernel", "libfuse", "network"), least=1),
         "request_deadline": values.duration(0.1, 3600),
         # The kernel counts the requests of a mount in 16 bits (max_background in fuse_init_out, linux/fuse.h).
         "max_in_flight": values.whole(1, 65535),

@@ -1,19 +1,24 @@
-"""Answering what the server asks: quick operations on the loop, slow ones on threads, waiting locks by timers.
+"""Answering what the server asks, each request once.
 
-What becomes ready in one turn of the loop leaves in one message. Requests finish in any order, except that a release waits
-for what still runs on its handle, whose descriptor it gives back. Nothing is held without bound: a server that has more in
-flight than it promised is refused, and one that does not read its answers gets no further ones.
+What becomes ready in one turn of the loop leaves in one message. Requests finish in any order. Nothing is held without bound:
+a server that has more in flight than it promised is refused, and one that does not read its answers gets no further ones.
+
+A session may outlive its connection (`suspend`, `resume`). What had begun by then goes on to its end, and what it changed is
+answered when the server asks again; what had not begun is forgotten, because the server will ask. Only odd ids, which are the
+server's own, are never asked again: those are all carried out.
 """
 
-import errno
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from fuse_gated.edge.files import ELSEWHERE, LATER, Export
+from fuse_gated.edge.carrying import Carrying
+from fuse_gated.edge.files import Export
 from fuse_gated.edge.loop import Loop, Timer
-from fuse_gated.edge.pool import Job, Pool
-from fuse_gated.errors import ProtocolError, errno_name
+from fuse_gated.edge.pool import Pool
+from fuse_gated.edge.remembered import PER_REQUEST_IN_FLIGHT, Remembered
+from fuse_gated.edge.request import Request
+from fuse_gated.errors import ProtocolError
 from fuse_gated.wire import codec
 from fuse_gated.wire import messages as wire
 
@@ -21,34 +26,13 @@ MOST_IN_FLIGHT: Final = 1024
 MOST_BYTES_IN_FLIGHT: Final = 256 * 2**20
 """What this client is ready to hold, whatever a server would like."""
 
-_FIRST_TRY: Final = 0.001
-_SLOWEST_TRY: Final = 0.05
-_LONGEST_WAIT: Final = 600.0
 _UNREAD_CHECK: Final = 0.02
 _VIOLATION: Final = 1008
-_RELEASES: Final = (wire.Release, wire.Releasedir)
-
-
-class _Request:
-    """One that could not be answered at once."""
-
-    __slots__ = ("arguments", "deadline", "delay", "id", "job", "pool", "timer", "weight")
-
-    def __init__(self, number: int, arguments: wire.Arguments, weight: int) -> None:
-        self.id = number
-        self.arguments = arguments
-        self.weight = weight
-        self.job: Job | None = None
-        self.pool: Pool | None = None
-        self.timer: Timer | None = None
-        self.delay = _FIRST_TRY
-        self.deadline = 0.0
 
 
 class Answering:
     """`send` takes the messages that go out, `queued` tells how many bytes of them have not left yet. `elsewhere` are threads
-    for what concerns other filesystems than the root's (default: the same ones), so that one that hangs holds up no other
-    slow work."""
+    for what concerns other filesystems than the root's (default: the same ones)."""
 
     def __init__(
         self,
@@ -64,18 +48,20 @@ class Answering:
         self.bytes_written = 0
         self._loop = loop
         self._export = export
-        self._pool = pool
-        self._elsewhere = elsewhere or pool
+        self._carrying = Carrying(loop, export, pool, elsewhere or pool, self._finished)
         self._send = send
         self._queued = queued
         self._max_in_flight = 0
         self._max_bytes = 0
         self._batch = codec.Batch()
-        self._requests: dict[int, _Request] = {}
-        self._unread: deque[_Request] = deque()
-        self._busy: dict[int, int] = {}
-        self._releasing: set[int] = set()
-        self._parked: dict[int, _Request] = {}
+        self._remembered = Remembered()
+        self._requests: dict[int, Request] = {}
+        self._left_over: dict[int, Request] = {}
+        """What had begun when its connection was lost, and may be asked again."""
+        self._unheard: set[Request] = set()
+        """What goes on although nobody will hear of it."""
+        self._unread: deque[Request] = deque()
+        self._unread_timer: Timer | None = None
         self._answered = 0
         self._bytes = 0
         self._answered_bytes = 0
@@ -86,19 +72,76 @@ class Answering:
         """Requests whose answers have not been sent."""
         return len(self._requests) + self._answered
 
+    @property
+    def remembered(self) -> int:
+        """Answers that are kept."""
+        return len(self._remembered)
+
+    # The session's life.
+
     def begin(self, terms: wire.Terms) -> None:
-        """From now on requests may come.
+        """From now on requests of a new session may come; an older one is over.
 
         Raises ProtocolError for terms that would have this client hold more than it is ready to.
         """
-        if not 0 < terms.max_in_flight <= MOST_IN_FLIGHT or not 0 < terms.max_bytes_in_flight <= MOST_BYTES_IN_FLIGHT:
-            raise ProtocolError(
-                f"terms of {terms.max_in_flight} requests and {terms.max_bytes_in_flight} bytes in flight; "
-                f"{MOST_IN_FLIGHT} and {MOST_BYTES_IN_FLIGHT} are the most",
-                _VIOLATION,
-            )
-        self._max_in_flight = terms.max_in_flight
-        self._max_bytes = terms.max_bytes_in_flight
+        self._agree(terms)
+        self.forget()
+
+    def resume(self, terms: wire.Terms) -> None:
+        """From now on requests may come again, on another connection, in the session that was suspended.
+
+        Raises ProtocolError as `begin`.
+        """
+        self._agree(terms)
+
+    def suspend(self) -> None:
+        """The connection is lost: nothing is sent until the session is resumed, or another one begins."""
+        requests, self._requests = self._requests, {}
+        unread, self._unread = self._unread, deque()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+        self._batch.take()
+        self._answered = self._bytes = self._answered_bytes = 0
+        not_begun = set(unread)
+        for request in requests.values():
+            request.heard = False
+            if request not in not_begun and not request.stop_waiting():
+                self._leave_over(request)
+        for request in requests.values():
+            if not self._is_carried_out(request) and self._carrying.withdraw(request):
+                self._let_go(request)
+        for request in unread:
+            if request.id is not None and request.id & 1:
+                request.id = None
+                if self._is_carried_out(request):
+                    self._unheard.add(request)
+                    self._carrying.start(request)
+
+    def forget(self) -> None:
+        """The session is over, to be called while nothing is in flight: give back what it had open and locked, as soon as
+        what still runs there has ended, and forget what was answered."""
+        for request in self._left_over.values():
+            request.id = None
+            self._unheard.add(request)
+        self._left_over.clear()
+        self._remembered.forget()
+        self._carrying.forget_locks()
+        for release in self._export.releases():
+            self._do_unheard(release)
+
+    def stop(self) -> None:
+        """Answer nothing any more. What runs on threads goes on to its end."""
+        self._stopped = True
+        self._carrying.stop()
+        for request in [*self._requests.values(), *self._left_over.values(), *self._unheard]:
+            request.stop_waiting()
+            request.withdraw()
+        self._requests.clear()
+        self._left_over.clear()
+        self._unheard.clear()
+        self._unread.clear()
+
+    # What the server says.
 
     def asked(self, frame: wire.Asked) -> None:
         """Answer a request, now or later.
@@ -111,151 +154,110 @@ class Answering:
             raise ProtocolError(f"more than {self._max_in_flight} requests in flight", _VIOLATION)
         arguments = codec.decode_arguments(frame)
         if arguments is None:
-            self._answer(frame.id, "ENOSYS", None, 0)
+            self._reply(wire.Reply(frame.id, "ENOSYS"), 0)
             return
-        weight = _weight(arguments)
-        if self._bytes + weight > self._max_bytes and self.in_flight:
+        request = Request(frame.id, arguments)
+        if self._bytes + request.weight > self._max_bytes and self.in_flight:
             raise ProtocolError(f"more than {self._max_bytes} bytes in flight", _VIOLATION)
-        self._bytes += weight
+        self._bytes += request.weight
+        if self._left_over and frame.id in self._left_over:
+            self._take_up(frame.id, request)
+            return
+        known = self._remembered.reply(frame.id, arguments)
+        if known is not None:
+            self._reply(known, request.weight)
+            return
+        self._requests[frame.id] = request
         if self._unread or self._queued() > self._max_bytes:
-            self._keep_unread(_Request(frame.id, arguments, weight))
+            self._keep_unread(request)
         else:
-            self._start(frame.id, arguments, weight)
+            self._carrying.start(request)
 
     def cancelled(self, frame: wire.Cancel) -> None:
         """End a request that waits: for a lock, or for a thread. What has begun goes on, and is answered."""
         request = self._requests.get(frame.id)
-        if request is None:
-            return
-        if request.timer is not None:
-            request.timer.cancel()
-            self._finish(request, "EINTR", None)
-        elif _withdrawn(request):
-            self._finish(request, "EINTR", None)
-            self._no_longer_busy(request)
+        if request is not None:
+            self._carrying.cancel(request)
+
+    # Beyond a connection.
+
+    def _agree(self, terms: wire.Terms) -> None:
+        if not 0 < terms.max_in_flight <= MOST_IN_FLIGHT or not 0 < terms.max_bytes_in_flight <= MOST_BYTES_IN_FLIGHT:
+            raise ProtocolError(
+                f"terms of {terms.max_in_flight} requests and {terms.max_bytes_in_flight} bytes in flight; "
+                f"{MOST_IN_FLIGHT} and {MOST_BYTES_IN_FLIGHT} are the most",
+                _VIOLATION,
+            )
+        self._max_in_flight = terms.max_in_flight
+        self._max_bytes = terms.max_bytes_in_flight
+        self._remembered.limit = PER_REQUEST_IN_FLIGHT * terms.max_in_flight
+
+    def _leave_over(self, request: Request) -> None:
+        assert request.id is not None
+        if request.id & 1:
+            request.id = None
+            self._unheard.add(request)
         else:
-            request.deadline = self._loop.now  # A lock that a thread is trying for is not tried for again.
+            self._left_over[request.id] = request
 
-    def stop(self) -> None:
-        """Answer nothing any more. What runs on threads goes on to its end."""
-        self._stopped = True
-        for request in self._requests.values():
-            if request.timer is not None:
-                request.timer.cancel()
-            _withdrawn(request)
-        self._requests.clear()
-        self._unread.clear()
-        self._parked.clear()
+    def _is_carried_out(self, request: Request) -> bool:
+        """Whether it must be done although its connection is lost. Releases are no more than there are handles; of what else
+        is the server's own, only so many are held."""
+        own = request.id is None and len(self._unheard) <= PER_REQUEST_IN_FLIGHT * self._max_in_flight
+        return own or request.is_release
 
-    def _start(self, number: int, arguments: wire.Arguments, weight: int) -> None:
-        if self._releasing and not self._releasing.isdisjoint(_handles(arguments)):
-            # Its descriptor's number may be another file's by the time a thread used it.
-            self._answer(number, "EBADF", None, weight)
-        elif isinstance(arguments, _RELEASES) and arguments.handle in self._busy:
-            self._releasing.add(arguments.handle)
-            self._parked[arguments.handle] = self._keep(_Request(number, arguments, weight))
-        else:
-            self._begin(number, arguments, weight)
+    def _take_up(self, number: int, again: Request) -> None:
+        """It is asked again while it is being worked on: this connection gets its one answer."""
+        request = self._left_over[number]
+        if type(request.arguments) is not type(again.arguments):
+            raise ProtocolError(f"request {number} was another one before", _VIOLATION)
+        del self._left_over[number]
+        request.heard, request.weight = True, again.weight
+        request.deadline = request.delay = 0.0
+        self._requests[number] = request
 
-    def _begin(self, number: int, arguments: wire.Arguments, weight: int) -> None:
-        try:
-            result = self._export.attempt(arguments)
-        except OSError as error:
-            if _is_held_by_another(error, arguments):
-                self._wait_for_lock(self._keep(_Request(number, arguments, weight)))
-            else:
-                self._answer(number, errno_name(error.errno or errno.EIO), None, weight)
-            return
-        if result is LATER or result is ELSEWHERE:
-            self._hand_over(self._keep(_Request(number, arguments, weight)), self._pool if result is LATER else self._elsewhere)
-        else:
-            self._count(arguments, result)
-            self._answer(number, None, result, weight)
+    def _let_go(self, request: Request) -> None:
+        """It will never be finished."""
+        self._unheard.discard(request)
+        if request.id is not None:
+            del self._left_over[request.id]
 
-    def _hand_over(self, request: _Request, pool: Pool) -> None:
-        arguments = request.arguments
-        for handle in _handles(arguments):
-            self._busy[handle] = self._busy.get(handle, 0) + 1
-        if isinstance(arguments, _RELEASES):
-            self._releasing.add(arguments.handle)
-        request.pool = pool
-        request.job = pool.submit(
-            lambda: self._export.perform(arguments), lambda result, error: self._performed(request, result, error)
-        )
+    def _do_unheard(self, arguments: wire.Arguments) -> None:
+        request = Request(None, arguments)
+        self._unheard.add(request)
+        self._carrying.start(request)
 
-    def _performed(self, request: _Request, result: Any, error: Exception | None) -> None:
-        if self._stopped:
-            return
-        request.job = None
-        if error is None:
-            self._count(request.arguments, result)
-            self._finish(request, None, result)
-        elif _is_held_by_another(error, request.arguments) and (not request.deadline or self._loop.now < request.deadline):
-            self._wait_for_lock(request)
-        elif isinstance(error, OSError):
-            self._finish(request, errno_name(error.errno or errno.EIO), None)
-        else:
-            raise error
-        self._no_longer_busy(request)
+    # Answers.
 
-    def _no_longer_busy(self, request: _Request) -> None:
-        for handle in _handles(request.arguments):
-            self._busy[handle] -= 1
-            if not self._busy[handle]:
-                del self._busy[handle]
-                self._releasing.discard(handle)
-                if handle in self._parked:
-                    release = self._parked.pop(handle)
-                    del self._requests[release.id]
-                    self._begin(release.id, release.arguments, release.weight)
-
-    def _wait_for_lock(self, request: _Request) -> None:
-        assert isinstance(request.arguments, wire.Setlk)
-        if not request.deadline:
-            request.deadline = self._loop.now + min(request.arguments.wait / 1000, _LONGEST_WAIT)
-        else:
-            request.delay = min(request.delay * 2, _SLOWEST_TRY)
-        request.timer = self._loop.after(request.delay, lambda: self._try_lock(request))
-
-    def _try_lock(self, request: _Request) -> None:
-        request.timer = None
-        if not self._releasing.isdisjoint(_handles(request.arguments)):
-            self._finish(request, "EBADF", None)
-            return
-        try:
-            result = self._export.attempt(request.arguments)
-        except OSError as error:
-            if error.errno == errno.EAGAIN and self._loop.now < request.deadline:
-                self._wait_for_lock(request)
-            else:
-                self._finish(request, errno_name(error.errno or errno.EIO), None)
-            return
-        if result is LATER or result is ELSEWHERE:
-            self._hand_over(request, self._pool if result is LATER else self._elsewhere)
-            return
-        self.operations += 1
-        self._finish(request, None, None)
-
-    def _keep_unread(self, request: _Request) -> None:
+    def _keep_unread(self, request: Request) -> None:
         if not self._unread:
-            self._loop.after(_UNREAD_CHECK, self._go_on)
-        self._unread.append(self._keep(request))
+            self._unread_timer = self._loop.after(_UNREAD_CHECK, self._go_on)
+        self._unread.append(request)
 
     def _go_on(self) -> None:
         while self._unread and self._queued() <= self._max_bytes:
-            request = self._unread.popleft()
-            del self._requests[request.id]
-            self._start(request.id, request.arguments, request.weight)
+            self._carrying.start(self._unread.popleft())
         if self._unread:
-            self._loop.after(_UNREAD_CHECK, self._go_on)
+            self._unread_timer = self._loop.after(_UNREAD_CHECK, self._go_on)
 
-    def _keep(self, request: _Request) -> _Request:
-        self._requests[request.id] = request
-        return request
-
-    def _finish(self, request: _Request, failure: str | None, result: Any) -> None:
-        del self._requests[request.id]
-        self._answer(request.id, failure, result, request.weight)
+    def _finished(self, request: Request, failure: str | None, result: Any) -> None:
+        number = request.id
+        if number is None:
+            self._unheard.discard(request)
+            if isinstance(result, wire.OpenedFile):
+                # Nobody will ever name this handle.
+                is_directory = isinstance(request.arguments, wire.Opendir)
+                self._do_unheard(wire.Releasedir(result.handle) if is_directory else wire.Release(result.handle))
+            return
+        if failure is None:
+            self._count(request.arguments, result)
+        reply = wire.Reply(number, failure, result)
+        self._remembered.keep(request.arguments, reply)
+        if request.heard:
+            del self._requests[number]
+            self._reply(reply, request.weight)
+        else:
+            del self._left_over[number]
 
     def _count(self, arguments: wire.Arguments, result: Any) -> None:
         self.operations += 1
@@ -264,9 +266,9 @@ class Answering:
         elif isinstance(arguments, wire.Write):
             self.bytes_written += result
 
-    def _answer(self, number: int, failure: str | None, result: Any, weight: int) -> None:
+    def _reply(self, reply: wire.Reply, weight: int) -> None:
         # Encoded at once: a read's result is a view of a buffer that the next read overwrites.
-        self._batch.add(wire.Reply(number, failure, result))
+        self._batch.add(reply)
         if not self._answered:
             self._loop.soon(self._flush)
         self._answered += 1
@@ -278,27 +280,3 @@ class Answering:
         for message in self._batch.take():
             if not self._stopped:
                 self._send(message)
-
-
-def _withdrawn(request: _Request) -> bool:
-    """Whether it waited for a thread, and waits no more."""
-    return request.job is not None and request.pool is not None and request.pool.cancel(request.job)
-
-
-def _is_held_by_another(error: Exception, arguments: wire.Arguments) -> bool:
-    """Whether this is a lock that is worth waiting for."""
-    is_held = isinstance(error, OSError) and error.errno == errno.EAGAIN
-    return is_held and isinstance(arguments, wire.Setlk) and arguments.wait > 0
-
-
-def _weight(arguments: wire.Arguments) -> int:
-    """Bytes of file data that a request brings or asks for."""
-    if isinstance(arguments, wire.Write):
-        return arguments.data.nbytes  # Not len(): in msgspec 0.19's views it is wrong.
-    return max(arguments.size, 0) if isinstance(arguments, wire.Read) else 0
-
-
-def _handles(arguments: wire.Arguments) -> tuple[int, ...]:
-    """The handles that a request works on."""
-    found = (getattr(arguments, "handle", None), getattr(arguments, "to_handle", None), getattr(arguments, "target", None))
-    return tuple(handle for handle in found if isinstance(handle, int))

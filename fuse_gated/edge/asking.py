@@ -1,4 +1,5 @@
-"""The end of libfuse's process: a thread of libfuse asks the worker, and waits for its own answer and no other's."""
+"""The asking end of a worker's socket: each thread of libfuse, or of a program that is attached to the session, asks the worker
+and waits for its own answer and no other's."""
 
 import contextlib
 import errno
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 from fuse_gated.edge import hosting
 from fuse_gated.errors import ProtocolError
-from fuse_gated.operations import Caller, Interrupt, Request
+from fuse_gated.operations import Caller, Interrupt, Readdir, Request
 
 INTERRUPTS_EVERY: Final = 0.2
 """Seconds between two looks at whether the caller got a signal."""
@@ -19,12 +20,14 @@ INTERRUPTS_EVERY: Final = 0.2
 _NOBODY: Final = Caller(0, 0, 0)
 
 
-class _Waiting:
-    """One thread that waits."""
+class Waiting:
+    """A request on its way, and the one thread that waits for its answer."""
 
-    __slots__ = ("answer", "done")
+    __slots__ = ("answer", "done", "request", "unique")
 
-    def __init__(self) -> None:
+    def __init__(self, unique: int, request: Request) -> None:
+        self.unique = unique
+        self.request = request
         self.answer: hosting.Answered | None = None
         self.done = threading.Lock()
         self.done.acquire()
@@ -33,12 +36,12 @@ class _Waiting:
 class Asking:
     """`sock` is a blocking SOCK_SEQPACKET socket to the worker. `is_interrupted` is asked on the thread that waits."""
 
-    def __init__(self, sock: socket.socket, is_interrupted: Callable[[], bool]) -> None:
+    def __init__(self, sock: socket.socket, is_interrupted: Callable[[], bool] = lambda: False) -> None:
         self._socket = sock
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * hosting.MAX_PACKET)
         self._is_interrupted = is_interrupted
         self._uniques = itertools.count(2, 2)  # libfuse has several threads; next() is one step.
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, Waiting] = {}
         self._closed = False
 
     def begin(self, minor: int, max_write: int) -> None:
@@ -48,24 +51,40 @@ class Asking:
     def ask(self, caller: Caller, request: Request) -> Any:
         """The answer to a request (`hosting.RESULTS`). Raises OSError with the errno of the answer, and with ENOTCONN when
         the worker is gone."""
-        unique, waiting = next(self._uniques), _Waiting()
-        self._waiting[unique] = waiting
+        return self.finish(self.start(caller, request))
+
+    def start(self, caller: Caller, request: Request) -> Waiting:
+        """Send a request whose answer `finish` waits for. Raises OSError ENOTCONN when the worker is gone."""
+        waiting = Waiting(next(self._uniques), request)
+        self._waiting[waiting.unique] = waiting
         try:
-            self._send(unique, caller, request)
+            self._send(waiting.unique, caller, request)
+        except OSError:
+            self._waiting.pop(waiting.unique, None)
+            raise
+        return waiting
+
+    def finish(self, waiting: Waiting) -> Any:
+        """What `ask` returns and raises. Who is thrown out of it (KeyboardInterrupt) waits no more, and nor does the worker."""
+        try:
             told = False
             while not waiting.done.acquire(timeout=INTERRUPTS_EVERY):
                 if not told and self._is_interrupted():
                     told = True
-                    self._send(next(self._uniques), _NOBODY, Interrupt(unique))
+                    self._interrupt(waiting)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._interrupt(waiting)
+            raise
         finally:
-            self._waiting.pop(unique, None)
-        answer = waiting.answer
+            self._waiting.pop(waiting.unique, None)
+        answer, request = waiting.answer, waiting.request
         if answer is None:
             raise _error(errno.ENOTCONN)
         if answer.errno:
             raise _error(answer.errno)
         try:
-            return hosting.decode_result(type(request), answer.result)
+            return hosting.decode_result(type(request), answer.result, plus=isinstance(request, Readdir) and request.plus)
         except ProtocolError:
             raise _error(errno.EIO) from None
 
@@ -93,6 +112,18 @@ class Asking:
         with contextlib.suppress(KeyError):
             while True:
                 self._waiting.popitem()[1].done.release()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._closed
+
+    def abandon(self) -> None:
+        """In a process that was forked: only the parent's threads are told, by their own answers; here nobody asks any more."""
+        self._closed = True
+
+    def _interrupt(self, waiting: Waiting) -> None:
+        self._send(next(self._uniques), _NOBODY, Interrupt(waiting.unique))
 
     def _send(self, unique: int, caller: Caller, request: Request) -> None:
         if self._closed:

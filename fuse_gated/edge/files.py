@@ -141,6 +141,14 @@ class Export:
             return LATER
         return _guarded(self._perform[kind], arguments)
 
+    def releases(self) -> list[wire.Arguments]:
+        """What releases everything that is open."""
+        return self._handles.releases()
+
+    def forget_locks(self) -> Callable[[], None] | None:
+        """Give up all POSIX locks but those on other filesystems, whose giving up may wait: it is returned if there are any."""
+        return self._locks.forget()
+
     def close(self) -> None:
         """Give up locks, handles and the root. No operation may be running."""
         self._locks.close()

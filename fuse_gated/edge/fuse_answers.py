@@ -24,6 +24,7 @@ _INVAL_ENTRY = struct.Struct("=QII")
 
 _NOTIFY_INVAL_INODE: Final = 2
 _NOTIFY_INVAL_ENTRY: Final = 3
+_NOTIFY_RESEND: Final = 7
 _SECOND: Final = 1_000_000_000
 _NO_ATTRIBUTES: Final = bytes(88)
 
@@ -107,6 +108,11 @@ def invalidate_inode(node: int, *, pages: bool) -> bytes:
     """FUSE_NOTIFY_INVAL_INODE; a negative offset leaves the pages alone."""
     body = _INVAL_INODE.pack(node, 0 if pages else -1, 0)
     return OUT_HEADER.pack(_HEADER_SIZE + len(body), _NOTIFY_INVAL_INODE, 0) + body
+
+
+def resend() -> bytes:
+    """FUSE_NOTIFY_RESEND (Linux 6.9): every request that was read and not answered comes again."""
+    return OUT_HEADER.pack(_HEADER_SIZE, _NOTIFY_RESEND, 0)
 
 
 def invalidate_entry(parent: int, name: bytes) -> bytes:

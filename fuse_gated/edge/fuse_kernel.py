@@ -10,7 +10,7 @@ import os
 import queue
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import msgspec
@@ -18,7 +18,7 @@ import msgspec
 from fuse_gated.edge import fuse_answers
 from fuse_gated.edge.fuse_requests import IN_HEADER, INIT, NOTIFY_REPLY, decode
 from fuse_gated.errors import KernelError
-from fuse_gated.operations import Answer, Caller, Destroy, Request
+from fuse_gated.operations import Answer, Caller, Destroy, Forget, Interrupt, Request
 
 MAJOR: Final = 7
 MINOR: Final = 45
@@ -28,6 +28,8 @@ MAX_WRITE: Final = 2**20
 _MOMENT: Final = 0.002
 """Seconds that an answer waits for a notification at most: who holds the page may itself wait for an answer."""
 _BUFFER: Final = MAX_WRITE + 4096
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+"""Bytes: INIT counts a request's room in pages of this machine, which has 4, 16 or 64 KiB."""
 _INIT_IN = struct.Struct("=IIII")
 _INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
 
@@ -46,9 +48,21 @@ FLAGS: Final[dict[str, int]] = {
     "HANDLE_KILLPRIV_V2": 1 << 28,
     "INIT_EXT": 1 << 30,
     "NO_EXPORT_SUPPORT": 1 << 38,
+    "HAS_RESEND": 1 << 39,
 }
 """What we use where the kernel has it. Left out on purpose: WRITEBACK_CACHE (size and mtime would be the kernel's, wrong when
 the client's own programs edit the files), CACHE_SYMLINKS (a link's target is judged each time), POSIX_ACL, EXPORT_SUPPORT."""
+
+
+_FEATURES: Final[dict[str, tuple[str, ...]]] = {
+    "resend": ("HAS_RESEND",),
+    "readdirplus": ("DO_READDIRPLUS", "READDIRPLUS_AUTO"),
+}
+"""What the settings may do without (config/settings.py)."""
+_UNANSWERED: Final = (Forget, Interrupt, Destroy)
+
+RESENT: Final = 1 << 63
+"""FUSE_UNIQUE_RESEND: in a request's unique, and in its answer's, once the kernel has sent it again."""
 
 
 class Negotiated(msgspec.Struct, frozen=True):
@@ -57,6 +71,11 @@ class Negotiated(msgspec.Struct, frozen=True):
     minor: int
     flags: int
     max_write: int
+
+    @property
+    def can_resend(self) -> bool:
+        """Whether the kernel sends what was read and not answered again (Linux 6.9)."""
+        return bool(self.flags & FLAGS["HAS_RESEND"])
 
 
 class Notifier:
@@ -114,7 +133,9 @@ def write_notice(fd: int, notice: bytes) -> None:
 class KernelDriver:
     """Serves one mount. `on_request(unique, caller, request)` is called for each request; a request's data lies in the
     driver's buffer and is good until the callback returns. `on_ready` is called once, when INIT is answered, and `on_end`
-    once, when the mount is gone."""
+    once, when the mount is gone. `negotiated` is what was settled with another process that served the mount before.
+
+    A request's number is the kernel's unique without its bit 63: sent again it has the same one."""
 
     def __init__(
         self,
@@ -123,9 +144,16 @@ class KernelDriver:
         on_request: Callable[[int, Caller, Request], None],
         on_ready: Callable[[], None],
         on_end: Callable[[], None],
+        negotiated: Negotiated | None = None,
+        without: Collection[str] = (),
     ) -> None:
         self.fd = fd
-        self.negotiated: Negotiated | None = None
+        self.on_raw: Callable[[int, bytes], None] | None = None
+        """Called with each request's number and bytes before `on_request`, where somebody must keep them: `keeps_requests`."""
+        self.on_answered: Callable[[int], None] | None = None
+        """Called when the kernel has an answer."""
+        self._without = without
+        self.negotiated = negotiated
         self._on_request = on_request
         self._on_ready = on_ready
         self._on_end = on_end
@@ -133,6 +161,7 @@ class KernelDriver:
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._ended = False
+        self._resent: set[int] = set()
         os.set_blocking(fd, False)
 
     def ready(self, _events: int = 0, most: int = 16) -> None:
@@ -153,6 +182,9 @@ class KernelDriver:
 
     def answer(self, unique: int, answer: Answer) -> None:
         """Answer a request. One that the kernel has given up meanwhile (interrupted, aborted) is no fault."""
+        if self._resent and unique in self._resent:
+            self._resent.discard(unique)
+            unique |= RESENT
         parts = fuse_answers.encode(unique, answer)
         try:
             os.writev(self.fd, parts)
@@ -161,6 +193,29 @@ class KernelDriver:
                 # The kernel refuses the answer's form: without another one the caller would wait for ever.
                 with contextlib.suppress(OSError):
                     os.write(self.fd, fuse_answers.OUT_HEADER.pack(fuse_answers.OUT_HEADER.size, -errno.EIO, unique))
+        if self.on_answered is not None:
+            self.on_answered(unique & ~RESENT)
+
+    @property
+    def keeps_requests(self) -> bool:
+        """Whether a successor must be told of every request: the kernel does not send them again."""
+        return self.negotiated is not None and not self.negotiated.can_resend
+
+    @property
+    def idle(self) -> bool:
+        """Whether every answer has left: the kernel takes them at once."""
+        return True
+
+    def resend(self) -> None:
+        """Have everything sent again that was read and not answered, where the kernel can."""
+        if not self.keeps_requests:
+            with contextlib.suppress(OSError):
+                os.write(self.fd, fuse_answers.resend())
+
+    def replay(self, raw: bytes) -> None:
+        """A request that a process before this one has read."""
+        self._buffer[: len(raw)] = raw
+        self._one(len(raw))
 
     def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None:
         notice = fuse_answers.invalidate_inode(node, pages=pages)
@@ -186,6 +241,13 @@ class KernelDriver:
             self._init(unique, body)
         elif opcode != NOTIFY_REPLY:
             request = decode(opcode, node, body)
+            if self.on_raw is not None and type(request) not in _UNANSWERED:
+                self.on_raw(unique, bytes(self._view[:size]))
+            if unique & RESENT:
+                unique &= ~RESENT
+                self._resent.add(unique)
+            if type(request) is Interrupt and request.unique & RESENT:
+                request = Interrupt(request.unique & ~RESENT)
             self._on_request(unique, Caller(uid, gid, pid), request)
             if type(request) is Destroy:
                 self._end()
@@ -200,18 +262,21 @@ class KernelDriver:
             )
         if flags & FLAGS["INIT_EXT"] and len(body) >= 20:
             flags |= struct.unpack_from("=I", body, 16)[0] << 32
-        chosen = flags & sum(FLAGS.values())
-        max_write = MAX_WRITE if chosen & FLAGS["MAX_PAGES"] else 32 * 4096
+        chosen = flags & sum(bit for name, bit in FLAGS.items() if name not in self._refused())
+        max_write = MAX_WRITE if chosen & FLAGS["MAX_PAGES"] else min(MAX_WRITE, 32 * _PAGE)
         self.negotiated = Negotiated(min(minor, MINOR), chosen, max_write)
         # Whoever mounts may have let the kernel read ahead further than it offers here; it takes the smaller of the two.
         readahead = max(readahead, max_write)
         answer = _INIT_OUT.pack(
             MAJOR, self.negotiated.minor, readahead, chosen & 0xFFFFFFFF,
-            64, 48, max_write, 1, max_write // 4096, 0, chosen >> 32, 0,
+            64, 48, max_write, 1, max_write // _PAGE, 0, chosen >> 32, 0,
         )  # fmt: skip
         header = fuse_answers.OUT_HEADER.pack(fuse_answers.OUT_HEADER.size + len(answer), 0, unique)
         os.write(self.fd, header + answer)
         self._on_ready()
+
+    def _refused(self) -> set[str]:
+        return {flag for name in self._without for flag in _FEATURES[name]}
 
     def _end(self) -> None:
         if not self._ended:

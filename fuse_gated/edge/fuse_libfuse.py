@@ -39,9 +39,13 @@ class LibfuseDriver:
         on_request: Callable[[int, Caller, Request], None],
         on_ready: Callable[[], None],
         on_end: Callable[[], None],
+        negotiated: Negotiated | None = None,
     ) -> None:
         self.fd = fd
-        self.negotiated: Negotiated | None = None
+        self.negotiated = negotiated
+        self.on_raw: Callable[[int, bytes], None] | None = None
+        """As the kernel driver has it (edge/fuse_kernel.py)."""
+        self.on_answered: Callable[[int], None] | None = None
         self._loop = loop
         self._on_request = on_request
         self._on_ready = on_ready
@@ -49,7 +53,7 @@ class LibfuseDriver:
         os.set_blocking(fd, False)
         # Waiting for room is a matter of its own: whoever serves the mount watches `fd` for requests.
         self._writable = os.dup(fd)
-        self._outgoing: deque[bytes] = deque()
+        self._outgoing: deque[tuple[int, bytes]] = deque()
         self._buffer = bytearray(hosting.MAX_PACKET)
         self._view = memoryview(self._buffer)
         self._hidden: set[int] = set()
@@ -77,7 +81,25 @@ class LibfuseDriver:
             self._hidden.remove(unique)
             answer = _with_hidden_link(answer)
         if unique != _OUR_OWN:
-            self._send(hosting.encode_answer(unique, answer))
+            self._send(unique, hosting.encode_answer(unique, answer))
+
+    @property
+    def keeps_requests(self) -> bool:
+        """libfuse asks once."""
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """Whether every answer has left."""
+        return not self._outgoing
+
+    def resend(self) -> None:
+        """libfuse asks once."""
+
+    def replay(self, raw: bytes) -> None:
+        """A request that a process before this one has read."""
+        self._buffer[: len(raw)] = raw
+        self._one(self._view[: len(raw)])
 
     def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None:
         """libfuse 2 cannot tell the kernel: what it holds is short-lived instead (`edge.libfuse.LACKS`)."""
@@ -98,6 +120,8 @@ class LibfuseDriver:
             self._end()
             return
         unique, caller, request = message
+        if self.on_raw is not None and not isinstance(request, op.Interrupt):
+            self.on_raw(unique, bytes(packet))
         wanted = self._translated(unique, caller, request)
         if isinstance(wanted, Request):
             self._on_request(unique, caller, wanted)
@@ -132,30 +156,38 @@ class LibfuseDriver:
                 return op.Failed(ENOENT)
         return op.Failed(EACCES)
 
-    def _send(self, packet: bytes) -> None:
+    def _send(self, unique: int, packet: bytes) -> None:
         if self._outgoing:
-            self._outgoing.append(packet)
+            self._outgoing.append((unique, packet))
             return
         try:
             os.write(self.fd, packet)
         except BlockingIOError:
-            self._outgoing.append(packet)
+            self._outgoing.append((unique, packet))
             self._loop.watch(self._writable, self._has_room, read=False, write=True)
         except OSError:
             # It is gone, which `ready` learns too: there is nobody left to answer.
             return
+        else:
+            self._sent(unique)
 
     def _has_room(self, _events: int) -> None:
         while self._outgoing:
+            unique, packet = self._outgoing[0]
             try:
-                os.write(self.fd, self._outgoing[0])
+                os.write(self.fd, packet)
             except BlockingIOError:
                 return
             except OSError:
                 self._outgoing.clear()
                 break
             self._outgoing.popleft()
+            self._sent(unique)
         self._loop.forget(self._writable)
+
+    def _sent(self, unique: int) -> None:
+        if self.on_answered is not None:
+            self.on_answered(unique)
 
     def _end(self) -> None:
         if not self._ended:

@@ -5,7 +5,7 @@ import itertools
 import os
 from typing import Final
 
-from fuse_gated.wire.messages import ListedEntry
+from fuse_gated.wire.messages import Arguments, ListedEntry, Release, Releasedir
 
 _RESERVED: Final = 64
 """Descriptors kept for what is not a handle: the connection, paths being resolved, descriptors of the runtime."""
@@ -106,6 +106,10 @@ class Handles:
     def is_open(self, key: FileKey) -> bool:
         """Whether a handle on this file remains."""
         return any(handle.key == key for handle in list(self._files.values()))
+
+    def releases(self) -> list[Arguments]:
+        """The requests that would release everything."""
+        return [*map(Release, list(self._files)), *map(Releasedir, list(self._directories))]
 
     def close(self) -> None:
         """Close everything. What a close(2) has to say is lost: nobody is left who asks."""

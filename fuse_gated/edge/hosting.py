@@ -1,8 +1,8 @@
-"""The messages between the process that runs libfuse and the worker, and what it tells the daemon.
+"""The messages between a worker and who asks it for file operations over a socket: the process that runs libfuse, or a program
+that is attached to the session (edge/fuse_network.py). And what libfuse's process tells the daemon.
 
-Worker and libfuse's process are joined by a SOCK_SEQPACKET socket pair: one packet, one message, an array in MessagePack.
-Nodes are paths. Both ends check what they receive: the worker serves a stranger, and libfuse copies what it is told into
-buffers of C.
+The two are joined by a SOCK_SEQPACKET socket pair: one packet, one message, an array in MessagePack. Nodes are paths. Both ends
+check what they receive: the worker serves a stranger, and libfuse copies what it is told into buffers of C.
 """
 
 from types import GenericAlias
@@ -15,6 +15,8 @@ from fuse_gated.errors import ProtocolError
 from fuse_gated.operations import Caller, Request
 from fuse_gated.paths import components, is_safe_name
 
+GREETING: Final = 0
+"""The number of the answer that answers nothing."""
 MAX_PACKET: Final = 256 * 2**10
 """Bytes in one message: libfuse 2 reads and writes at most 128 KiB at once."""
 
@@ -78,6 +80,8 @@ TO_DAEMON: "Final[msgspec.msgpack.Decoder[ToDaemon]]" = msgspec.msgpack.Decoder(
 
 ListedName = tuple[bytes, int, int, int]
 """Of a listing: (name, inode number, where it goes on after this one, the file type's bits of a mode)."""
+ListedEntry = tuple[bytes, int, int, int, op.Attributes | None]
+"""Of a listing that was asked for with `plus`: the same, and the attributes where they may be shown."""
 FoundLock = tuple[int, int, int, int]
 """(type, start, inclusive end, pid)."""
 
@@ -112,13 +116,17 @@ RESULTS: Final[dict[type[Request], Any]] = {
     op.Removexattr: None,
     op.Getlk: FoundLock,
     op.Setlk: None,
+    op.Lseek: int,
+    op.Fallocate: None,
+    op.CopyFileRange: int,
     op.Interrupt: None,
 }
-"""Every request that libfuse can make, and what it is answered."""
+"""Every request that can be made, and what it is answered. libfuse 2 has no word for lseek, fallocate and
+copy_file_range."""
 
 _NAMES: Final = {kind: kind.__name__.lower() for kind in RESULTS}
 _KINDS: Final = {name: kind for kind, name in _NAMES.items()}
-_PATHS: Final = frozenset(("node", "parent", "new_parent"))
+_PATHS: Final = frozenset(("node", "parent", "new_parent", "to_node"))
 _UINT32: Final = 2**32
 _UINT64: Final = 2**64
 
@@ -137,6 +145,7 @@ def _arguments_of(kind: type[Request]) -> "msgspec.msgpack.Decoder[tuple[Any, ..
 
 _ARGUMENTS: Final = {kind: _arguments_of(kind) for kind in RESULTS}
 _RESULTS: Final = {kind: msgspec.msgpack.Decoder(result) for kind, result in RESULTS.items()}
+_LISTING_PLUS: Final = msgspec.msgpack.Decoder(tuple[ListedEntry, ...])
 
 
 def encode_began(minor: int, max_write: int) -> bytes:
@@ -181,6 +190,11 @@ def encode_answer(unique: int, answer: op.Answer) -> bytes:
     return _ENCODER.encode(_Answer(unique, 0, _CONTENT[type(answer)](answer)))
 
 
+def encode_greeting(errno: int = 0, reason: str = "") -> bytes:
+    """What a worker says first to a program that is attached: 0, or why it is not served."""
+    return _ENCODER.encode(_Answer(GREETING, errno, reason))
+
+
 def decode_answer(packet: bytes) -> Answered:
     """Raises ProtocolError for what a worker cannot have sent."""
     try:
@@ -189,11 +203,24 @@ def decode_answer(packet: bytes) -> Answered:
         raise ProtocolError(f"malformed answer from the worker: {error}") from None
 
 
-def decode_result(kind: type[Request], result: msgspec.Raw) -> Any:
-    """A result, as `RESULTS[kind]` says. Raises ProtocolError for one of another kind."""
+def decode_greeting(packet: bytes) -> tuple[int, str]:
+    """(errno, reason), as `encode_greeting` has them. Raises ProtocolError for what is no greeting."""
+    answered = decode_answer(packet)
     try:
-        return _RESULTS[kind].decode(result)
-    except (msgspec.DecodeError, RecursionError) as error:
+        reason = msgspec.msgpack.decode(answered.result, type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"malformed greeting from the worker: {error}") from None
+    if answered.unique != GREETING:
+        raise ProtocolError("the worker answers before it greets")
+    return answered.errno, reason
+
+
+def decode_result(kind: type[Request], result: msgspec.Raw, *, plus: bool = False) -> Any:
+    """A result, as `RESULTS[kind]` says; of a Readdir with `plus` a tuple of ListedEntry. Raises ProtocolError for one of
+    another kind."""
+    try:
+        return _LISTING_PLUS.decode(result) if plus else _RESULTS[kind].decode(result)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"malformed result of {_NAMES[kind]}: {error}") from None
 
 
@@ -205,7 +232,17 @@ _CONTENT: Final[dict[type[op.Answer], Any]] = {
     op.Created: lambda answer: answer.opened.handle,
     op.Data: lambda answer: answer.data,
     op.Count: lambda answer: answer.count,
+    op.Position: lambda answer: answer.offset,
     op.Lock: lambda answer: (answer.type, answer.start, answer.end, answer.pid),
-    op.Listing: lambda answer: tuple((entry.name, entry.inode, entry.offset, entry.type) for entry in answer.entries),
+    op.Listing: lambda answer: _listing(answer),
     op.Filesystem: lambda answer: answer,
 }
+
+
+def _listing(answer: op.Listing) -> tuple[ListedName | ListedEntry, ...]:
+    if not answer.plus:
+        return tuple((entry.name, entry.inode, entry.offset, entry.type) for entry in answer.entries)
+    return tuple(
+        (listed.name, listed.inode, listed.offset, listed.type, listed.entry.attributes if listed.entry is not None else None)
+        for listed in answer.entries
+    )

@@ -2,11 +2,19 @@
 
 A request carries an id, which its answer repeats; answers come in the order of the requests. They travel over an
 `edge.channel.Channel`. Types are checked here, and what a field may hold by the mount keeper.
+
+With a mount the keeper holds two descriptors for whoever serves it next: the device, and the state, a piece of memory into
+which the mount's worker writes what its successor has to know. The keeper never reads it. And it holds a note for the daemon.
 """
 
 from typing import Final
 
 import msgspec
+
+STATE_SIZE: Final = 512 * 2**20
+"""Bytes of a mount's state. Memory is taken only where it was written."""
+MAX_NOTE: Final = 16 * 2**10
+"""Bytes of a note."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -17,7 +25,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Mount(Request, frozen=True, kw_only=True, tag="mount"):
-    """Answered with Mounted and the descriptor of /dev/fuse. Sets who may enter, as Access does."""
+    """Answered with Mounted. Sets who may enter, as Access does."""
 
     export: str
     default_permissions: bool = False
@@ -49,6 +57,21 @@ class Remount(Request, frozen=True, kw_only=True, tag="remount"):
     noexec: bool
 
 
+class Note(Request, frozen=True, kw_only=True, tag="note"):
+    """What the daemon that comes after this one is to find with the mount: at most MAX_NOTE bytes, instead of the last note."""
+
+    export: str
+    data: bytes
+
+
+class Fetch(Request, frozen=True, kw_only=True, tag="fetch"):
+    """What is held: answered with Held, or with Done where there are not so many. `index` counts from 0, in the order in which
+    they were mounted. Of no tenant."""
+
+    tenant: str = ""
+    index: int
+
+
 class Sync(Request, frozen=True, kw_only=True, tag="sync"):
     """Done, once everything that was asked before is answered. Of no tenant."""
 
@@ -60,7 +83,19 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mounted(Answer, frozen=True, kw_only=True, tag="mounted"):
+    """Two descriptors come with it: /dev/fuse's, and the state's."""
+
     path: str
+
+
+class Held(Answer, frozen=True, kw_only=True, tag="held"):
+    """The same two descriptors come with it. An empty note is one that was never written."""
+
+    tenant: str
+    export: str
+    path: str
+    note: bytes
+    nosymfollow: bool
 
 
 class Done(Answer, frozen=True, kw_only=True, tag="done"):
@@ -77,8 +112,8 @@ class Resumed(Answer, frozen=True, kw_only=True, tag="resumed"):
     """No answer: the keeper was started anew. What it had read and not answered, one request at most, is lost."""
 
 
-FromDaemon = Mount | Unmount | Access | Remount | Sync
-FromKeeper = Mounted | Done | Refused | Resumed
+FromDaemon = Mount | Unmount | Access | Remount | Note | Fetch | Sync
+FromKeeper = Mounted | Held | Done | Refused | Resumed
 REQUESTS: "Final[msgspec.msgpack.Decoder[FromDaemon]]" = msgspec.msgpack.Decoder(FromDaemon)
 """What the mount keeper's end of the channel receives."""
 ANSWERS: "Final[msgspec.msgpack.Decoder[FromKeeper]]" = msgspec.msgpack.Decoder(FromKeeper)

@@ -45,11 +45,20 @@ class Locks:
     files, and as many on others: they are kept apart, because a server that answers nothing holds up whoever comes next."""
 
     def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._local, self._elsewhere = HeldLocks(limit), HeldLocks(limit)
 
     def of(self, file: OpenFile) -> "HeldLocks":
         """Those of files such as this one."""
         return self._local if file.local else self._elsewhere
+
+    def forget(self) -> Callable[[], None] | None:
+        """Begin anew, without any. Those on local files are given up; the others' giving up, which may wait, is returned if
+        there are any."""
+        local, elsewhere = self._local, self._elsewhere
+        self._local, self._elsewhere = HeldLocks(self._limit), HeldLocks(self._limit)
+        local.close()
+        return elsewhere.close if elsewhere.shut() else None
 
     def close(self) -> None:
         """Give up everything."""
@@ -64,6 +73,7 @@ class HeldLocks:
         self._limit = limit
         self._held: dict[FileKey, dict[int, _Description]] = {}
         self._count = 0
+        self._shut = False
         self._mutex = threading.Lock()
 
     def test(self, file: OpenFile, owner: int, start: int, end: int, kind: int) -> LockState:
@@ -93,6 +103,8 @@ class HeldLocks:
                 if own is not None:
                     self._unlock(file, owner, own, start, end)
                 return
+            if self._shut:
+                raise OSError(errno.EBADF, "the session that the handle belonged to is over")
             if own is None:
                 own = self._describe(file, owner)
             elif kind == WRITE and not own.writable:
@@ -126,8 +138,14 @@ class HeldLocks:
                 for owner in list(self._held.get(file.key, ())):
                     self._drop(file.key, owner)
 
+    def shut(self) -> bool:
+        """Take no further lock. Whether there is still any to give up."""
+        self._shut = True
+        return bool(self._held) or self._mutex.locked()
+
     def close(self) -> None:
-        """Give up everything."""
+        """Give up everything, and take no further lock."""
+        self._shut = True
         with self._mutex:
             for key, owners in list(self._held.items()):
                 for owner in list(owners):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
 WRITABLE = select.EPOLLOUT | select.EPOLLERR
 _LONGEST_WAIT = 60.0
+_FEW_TIMERS = 64
 
 
 class Timer:
@@ -41,6 +42,7 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
+        self._sweep_at = _FEW_TIMERS
         self._soon: deque[Callable[[], None]] = deque()
         self._from_threads: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -71,6 +73,8 @@ class Loop:
         """Call `callback` once `now` has reached `when`."""
         timer = Timer(when, callback)
         heapq.heappush(self._timers, timer)
+        if len(self._timers) > self._sweep_at:
+            self._sweep()
         return timer
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
@@ -129,6 +133,13 @@ class Loop:
         # `now` is as old as this turn: what is due is late by that at most, which is less than a call for the time costs.
         wait = timers[0].when - self.now
         return 0.0 if wait < 0.0 else _LONGEST_WAIT if wait > _LONGEST_WAIT else wait
+
+    def _sweep(self) -> None:
+        """Cancelled timers would stay until they are due, which may be in a week: a session's grace."""
+        # In place: this may be called by a timer that is being run.
+        self._timers[:] = [timer for timer in self._timers if timer.callback is not None]
+        heapq.heapify(self._timers)
+        self._sweep_at = max(_FEW_TIMERS, 2 * len(self._timers))
 
     def _woken(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -55,6 +55,8 @@ class Pool:
         """True if it had not begun, and so never will; `done` is not called then."""
         if not job.claim():
             return False
+        # It stays in the queue until a thread comes by: without what it would have done, which may be large.
+        job.work, job.done = _nothing, _not_done
         self._outstanding -= 1
         return True
 
@@ -84,3 +86,11 @@ class Pool:
     def _finished(self, job: Job, result: Any, failure: Exception | None) -> None:
         self._outstanding -= 1
         job.done(result, failure)
+
+
+def _nothing() -> None:
+    """What a cancelled job does."""
+
+
+def _not_done(_result: Any, _error: Exception | None) -> None:
+    """It never was."""

@@ -68,6 +68,14 @@ def find_group(name: str) -> int | None:
         return None
 
 
+def groups_of(account: Account) -> list[int]:
+    """The groups in which the daemon runs besides its user's own: those that the user has (group(5)), as under systemd, and
+    `fuse` where there is one."""
+    fuse = find_group("fuse")
+    named = {*os.getgrouplist(account.name, account.gid), *(() if fuse is None else (fuse,))}
+    return sorted(named - {account.gid})
+
+
 def drop_to(user: int, group: int, supplementary: Collection[int]) -> None:
     """Become `user` (a uid) in `group` and the `supplementary` groups (gids), for good.
 
@@ -132,6 +140,18 @@ def close_all_but(keep: Collection[int]) -> None:
     os.closerange(low, top + 1)
 
 
+def be_killed_first(setting: str = "/proc/self/oom_score_adj") -> None:
+    """Where memory is short, this process is killed before its parent is: a worker's end costs one session, the daemon's might
+    cost all. Takes back what the parent was spared by (OOMScoreAdjust=, systemd.exec(5)), and adds nothing."""
+    with contextlib.suppress(OSError):
+        # As bytes: a codec may have to be imported, by a process that has dropped the rights to read it.
+        with open(setting, "rb") as adjustment:
+            spared = int(adjustment.read()) < 0
+        if spared:
+            with open(setting, "wb") as adjustment:
+                adjustment.write(b"0")
+
+
 def cage(keep: Collection[int], *, seccomp: bool) -> None:
     """Leave this process nothing but the descriptors `keep` and 0 to 2, and what can be done with them.
 
@@ -142,6 +162,8 @@ def cage(keep: Collection[int], *, seccomp: bool) -> None:
 
     Raises KernelError or OperatorError; what is not wholly caged must not go on.
     """
+    # First of all: who is not dumpable may not write there any more (proc(5)).
+    be_killed_first()
     close_all_but(keep)
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)

@@ -103,10 +103,10 @@ def build_filter(architecture: int | None = None) -> Any:
     # All threads, or one that is not caged would do what the others may not.
     made.set_attr(seccomp.Attr.CTL_TSYNC, 1)
     for name in sorted(ALLOWED):
-        _allow(seccomp, made, architecture, name, ())
+        _allow(seccomp, made, name, ())
     for name, conditions in WITH_ARGUMENTS:
-        _allow(seccomp, made, architecture, name, conditions)
-    _allow(seccomp, made, architecture, "tgkill", ((0, _INT, os.getpid()),))
+        _allow(seccomp, made, name, conditions)
+    _allow(seccomp, made, "tgkill", ((0, _INT, os.getpid()),))
     return made
 
 
@@ -121,8 +121,10 @@ def load_filter() -> None:
         ) from None
 
 
-def _allow(seccomp: Any, made: Any, architecture: int | None, name: str, conditions: tuple[Condition, ...]) -> None:
-    number = seccomp.resolve_syscall(seccomp.Arch.NATIVE if architecture is None else architecture, name)
-    if number >= 0:
+def _allow(seccomp: Any, made: Any, name: str, conditions: tuple[Condition, ...]) -> None:
+    # Rules are given by this machine's numbers, and libseccomp has those of the filter's architecture. What this machine lacks
+    # has a negative one, and is skipped where it is missing; -1 is a name that libseccomp does not know.
+    number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
+    if number != -1:
         arguments = [seccomp.Arg(index, seccomp.MASKED_EQ, mask, value) for index, mask, value in conditions]
         made.add_rule(seccomp.ALLOW, number, *arguments)

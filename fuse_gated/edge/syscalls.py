@@ -19,7 +19,7 @@ RENAME_EXCHANGE: Final = 2
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 
-_SYS_OPENAT2: Final = 437  # The same on every architecture but alpha (asm-generic/unistd.h).
+_SYS_OPENAT2: Final = ctypes.c_long(437)  # The same on every architecture but alpha (asm-generic/unistd.h).
 _RESOLVE_NO_XDEV: Final = 0x01
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_NO_SYMLINKS: Final = 0x04
@@ -41,7 +41,8 @@ class _Timespec(ctypes.Structure):
 
 
 _RESOLVE = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
-_HOW_SIZE: Final = ctypes.sizeof(_OpenHow)
+# Of the width that syscall(2) passes on: what a plain int leaves in a register's upper half is nobody's promise.
+_HOW_SIZE: Final = ctypes.c_size_t(ctypes.sizeof(_OpenHow))
 # Kept alive and never written to again, so that a call costs no allocation.
 _DIRECTORY = _OpenHow(os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE)
 _NODE = _OpenHow(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE)

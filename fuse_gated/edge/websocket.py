@@ -9,6 +9,7 @@ import contextlib
 import select
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Protocol
 
 from websockets.exceptions import InvalidMessage
@@ -20,13 +21,14 @@ from websockets.server import ServerProtocol
 
 from fuse_gated.edge.frames import Incoming, Outgoing
 from fuse_gated.edge.loop import WRITABLE, Loop, Timer
+from fuse_gated.errors import ProtocolError
 from fuse_gated.wire.messages import MAX_MESSAGE
 
 _READS_A_TURN = 8
 _CLOSE_TIMEOUT = 3.0
 _MOST_PONGS = 1000
 _WORTH_NO_COPY = 64 * 1024
-_BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 21\r\n\r\nthis is no WebSocket\n"
+_NO_WEBSOCKET = "this is no WebSocket"
 
 
 class Handlers(Protocol):
@@ -48,7 +50,8 @@ class Handlers(Protocol):
 
 class WebSocket:
     """One connection. The socket must be connected and non-blocking; an ssl.SSLSocket may still have its handshake to do. For
-    `expected` see `expect`."""
+    `expected` see `expect`. `preface` reads what comes before everything else, the handshake too: it is called with the socket
+    whenever there is something, until it is True, and raises ProtocolError to refuse the connection."""
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class WebSocket:
         handlers: Handlers,
         *,
         expected: int = MAX_MESSAGE,
+        preface: Callable[[socket.socket], bool] | None = None,
     ) -> None:
         self.protocol = protocol
         self.queued = 0
@@ -83,10 +87,12 @@ class WebSocket:
         self._close_timer: Timer | None = None
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
         self._handshaking = self._tls is not None
+        self._preface = preface
+        self._refused = ""
         self.tls_error = ""
         """What went wrong in the TLS handshake, for people."""
         loop.watch(sock.fileno(), self._ready)
-        if self._handshaking:
+        if self._handshaking and preface is None:
             loop.soon(self._handshake)
 
     @property
@@ -168,7 +174,7 @@ class WebSocket:
         self._told_closed = True
         received, sent = self.protocol.close_rcvd, self.protocol.close_sent
         told = sent if self.protocol.close_rcvd_then_sent is False and sent is not None else received or sent
-        why = self.tls_error or str(self.protocol.handshake_exc or "")
+        why = self.tls_error or self._refused or str(self.protocol.handshake_exc or "")
         self._handlers.on_closed(told.code if told else 1006, told.reason if told else why)
 
     def _fail(self, code: int, reason: str) -> None:
@@ -182,12 +188,37 @@ class WebSocket:
             self._loop.soon(self._flush)
 
     def _ready(self, events: int) -> None:
+        if self._preface is not None:
+            self._read_preface(self._preface)
+        elif self._handshaking:
+            self._handshake()
+        else:
+            if events & WRITABLE and self._waits_for_write:
+                self._flush()
+            if not self._over and events & ~select.EPOLLOUT:
+                self._receive()
+
+    def _read_preface(self, preface: Callable[[socket.socket], bool]) -> None:
+        try:
+            if not preface(self._socket):
+                return
+        except ProtocolError as error:
+            self._refused = error.message
+            # Thrown away unread until the peer has heard: a socket that is closed with bytes in it is reset.
+            self._preface = _throw_away
+            if self._tls is None:
+                self._queue(_bad_request(error.message))
+                self._send_eof = True
+                self._flush()
+            self._tell_closed()
+            return
+        except (OSError, EOFError):
+            self._ended()
+            return
+        self._preface = None
         if self._handshaking:
             self._handshake()
-            return
-        if events & WRITABLE and self._waits_for_write:
-            self._flush()
-        if not self._over and events & ~select.EPOLLOUT:
+        else:
             self._receive()
 
     def _handshake(self) -> None:
@@ -270,7 +301,7 @@ class WebSocket:
         """What is no HTTP is answered with nothing by `websockets`; people try ports, and want to know."""
         if not self._told_bad_request and not self._peer_gone:
             self._told_bad_request = True
-            self._queue(_BAD_REQUEST)
+            self._queue(_bad_request(_NO_WEBSOCKET))
             self.flush_soon()
 
     def _frame(self, frame: Frame) -> None:
@@ -346,6 +377,20 @@ class WebSocket:
             self._socket.shutdown(socket.SHUT_WR)
         if self._peer_gone:
             self.abort()
+
+
+def _throw_away(sock: socket.socket) -> bool:
+    try:
+        if not socket.socket.recv(sock, 4096):
+            raise EOFError
+    except BlockingIOError:
+        pass
+    return False
+
+
+def _bad_request(reason: str) -> bytes:
+    body = f"{reason}\n".encode()
+    return b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
 def _short(reason: str) -> str:

@@ -6,11 +6,14 @@ import ipaddress
 from collections import Counter
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
+from typing import Final
 
 import msgspec
 
-from fuse_gated.gate.tenant import Tenant, Token
+from fuse_gated.gate.tenant import Identity, Tenant, Token
 from fuse_gated.paths import is_mount_name
+
+NOT_A_USER: Final = "the policy's users and groups say who may, and you are none of them"
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -38,17 +41,30 @@ class Startups:
         """How many there are."""
         return self._addresses.total()
 
-    def admit(self, address: str) -> Refusal | None:
+    def admit(self, address: str, *, proxy: bool = False) -> Refusal | None:
         """Count a new connection, or say why it is refused; then it is not counted. `address` as getpeername(2) has it, '' if
-        it has none."""
+        it has none. Those of a `proxy` are not limited by its address, but by that which they `move` to."""
         if self.count >= self.most:
             return Refusal(503, f"{self.most} connections have not logged in yet, as many as may: try again in a few seconds")
         group = _group(address)
-        if self._addresses[group] >= self.per_address:
-            reason = f"{self.per_address} connections from {group or 'here'} have not logged in yet, as many as may"
-            return Refusal(429, f"{reason}: try again in a few seconds")
+        if not proxy and self._addresses[group] >= self.per_address:
+            return self._too_many(group)
         self._addresses[group] += 1
         return None
+
+    def move(self, proxy: str, address: str) -> Refusal | None:
+        """A connection that was admitted as the proxy's turns out to come from `address`: count it there, or say why it is
+        refused; then it stays counted as the proxy's."""
+        group = _group(address)
+        if self._addresses[group] >= self.per_address:
+            return self._too_many(group)
+        self._addresses[group] += 1
+        self.done(proxy)
+        return None
+
+    def _too_many(self, group: str) -> Refusal:
+        reason = f"{self.per_address} connections from {group or 'here'} have not logged in yet, as many as may"
+        return Refusal(429, f"{reason}: try again in a few seconds")
 
     def done(self, address: str) -> None:
         """A connection that was admitted has logged in or is gone."""
@@ -95,6 +111,21 @@ def may_open(tenant: Tenant, export: str, open_exports: Collection[str]) -> Refu
         return Refusal(409, f"an export named '{export}' is already open: choose another name, or close that one")
     if len(open_exports) >= tenant.exports.max_sessions:
         return Refusal(429, f"tenant {tenant.name} has {len(open_exports)} exports open, as many as it may: close one first")
+    return None
+
+
+def may_attach(tenant: Tenant, identity: Identity, uid: int, gids: Collection[int]) -> str | None:
+    """Why a program of that user and those groups may not use the tenant's exports without a mount; None if it may.
+
+    Who may enter the mounts may, as the kernel decides it there (acl(5)); and root. With ownership 'passthrough' the files' own
+    modes decide besides, which only a mount's kernel judges: then nobody else may.
+    """
+    if uid == 0:
+        return None
+    if not (identity.anyone or uid in identity.uids or not set(gids).isdisjoint(identity.gids)):
+        return NOT_A_USER
+    if tenant.ownership == "passthrough":
+        return f"tenant {tenant.name} passes ownership through: files' own modes count, and only a mount's kernel judges them"
     return None
 
 

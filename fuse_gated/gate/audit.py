@@ -55,6 +55,10 @@ KINDS: Final[dict[str, tuple[str, int, str]]] = {
     "failed": ("1bdfdd5c09f84fecb763c354214908fc", NOTICE, "{who}failed {what}{why}"),
     "file-closed": ("81a02b24daaf4f57b098516371fab569", INFO, "{who}closed {path}{why}"),
     "limited": ("886c7cfcfdcc47b9a948ddead5083a3a", NOTICE, "{who}over the limit: {what}{why}"),
+    "session-suspended": ("06d49870a1e84bfd9527543191293bbe", WARNING, "session {session} lost its client{why}"),
+    "outage-over": ("2515445cbc9841b09ea5af7a4bc01cd2", NOTICE, "session {session} was without its client{why}"),
+    "session-resumed": ("b63aeb375d7243bfb8ae9099d6c40a1e", NOTICE, "session {session} has its client again{why}"),
+    "session-restored": ("7732e9c8e3f1483698b9de03045e97c8", WARNING, "session {session} is served by a new worker{why}"),
     "protocol-violation": ("041da637323e46bfb28609cea697c10b", WARNING, "the client broke the protocol{why}"),
     "policy-applied": ("80be6cbe9a3b48e5b1a2517e15c5a83f", NOTICE, "policy applied{why}"),
     "audit-gap": ("1923e51e4e2c4852bd23693542236598", ERROR, "operations refused: audit records could not be written{why}"),
@@ -135,6 +139,8 @@ class Chain:
             raise ValueError("a chain goes on from a sequence number and the SHA-256 of that record")
         self.sequence = sequence
         self.head = head
+        self.encoded = b""
+        """What the last record's hash covers beside the hash of the one before."""
 
     def seal(self, record: Record) -> Fields:
         """The record as journal fields, numbered and chained to the one before. What was sealed must be written, and in this
@@ -158,7 +164,8 @@ class Chain:
                 value = b"/" + value
             fields.append((name, value))
         fields.append(("FUSE_GATED_SEQUENCE", b"%d" % self.sequence))
-        self.head = digest(self.head, fields)
+        self.encoded = _ENCODER.encode(fields)
+        self.head = hashlib.sha256(self.head + self.encoded).digest()
         fields.append(("FUSE_GATED_CHAIN", self.head.hex().encode()))
         return fields
 

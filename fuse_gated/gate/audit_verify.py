@@ -83,6 +83,7 @@ class _Session:
         self._heads: tuple[bytes, ...] = (first_head(name),)
         self._opened = False
         self._last_kind = b""
+        self._previous: _Seen | None = None
         self._gaps: list[_Gap] = []
         self._late: dict[int, list[_Seen]] = {}
         self._faults: list[Fault] = []
@@ -99,6 +100,10 @@ class _Session:
         kind = record.get("FUSE_GATED_KIND", b"")
         self._opened = self._opened or kind == b"session-opened"
         self._first = min(self._first or seen.sequence, seen.sequence)
+        if seen == self._previous:
+            self._told_again(seen.sequence)
+            return
+        self._previous = seen
         if seen.sequence <= self._last:
             self._late.setdefault(seen.sequence, []).append(seen)
             return
@@ -109,6 +114,13 @@ class _Session:
             self._heads = (seen.claimed,)
         self._last = seen.sequence
         self._last_kind = kind
+
+    def _told_again(self, sequence: int) -> None:
+        """Who goes on with a session cannot always know whether its last record was written, and writes it again as it was. It
+        says nothing that is not there already."""
+        note = f"record {sequence} is there twice in succession, the same both times: another worker went on from there"
+        if note not in self._notes:
+            self._notes.append(note)
 
     def verified(self, beginning: str) -> Verified:
         late = sorted(self._late)

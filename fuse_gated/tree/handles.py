@@ -1,7 +1,7 @@
 """What is open: files and directories, by the handle that the kernel was given."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fuse_gated.operations import Attributes
 from fuse_gated.tree.inodes import Inodes, Node
@@ -59,6 +59,14 @@ class Handle:
         return self.node.id if self.node is not None else self.path
 
 
+class Releasing(NamedTuple):
+    """What the client has been told to close, and has not said that it has. `owners` are whose locks go with it."""
+
+    remote: int
+    directory: bool
+    owners: tuple[int, ...] = ()
+
+
 class Handles:
     """The open handles of one mount, and who holds POSIX locks through them."""
 
@@ -67,12 +75,21 @@ class Handles:
         self._handles: dict[int, Handle] = {}
         self._next = 1
         self.locks = PosixLocks()
+        self.releasing: dict[int, Releasing] = {}
+        """What is closed here, and may still be open at the client, by the number that it had."""
+        self.changed: set[int] = set()
+        """Numbers of the handles that came or went since somebody emptied this (tree/journal.py)."""
 
     def __len__(self) -> int:
         return len(self._handles)
 
     def __iter__(self) -> Iterator[Handle]:
         return iter(self._handles.values())
+
+    @property
+    def newest(self) -> int:
+        """The number that the next handle gets; numbers are never used twice."""
+        return self._next
 
     def get(self, number: int) -> Handle | None:
         return self._handles.get(number)
@@ -83,10 +100,26 @@ class Handles:
         self._next += 1
         if node is not None:
             node.handles.append(handle.id)
+        self.changed.add(handle.id)
         return handle
+
+    def restore(self, handle: Handle) -> None:
+        """One that was open before. Raises ValueError for a number that is there already."""
+        if handle.id in self._handles:
+            raise ValueError(f"handle {handle.id} is there twice")
+        self._handles[handle.id] = handle
+        self._next = max(self._next, handle.id + 1)
+        if handle.node is not None:
+            handle.node.handles.append(handle.id)
+
+    def never_again(self, number: int) -> None:
+        """Numbers up to this one were given out before."""
+        self._next = max(self._next, number + 1)
 
     def remove(self, number: int) -> Handle | None:
         handle = self._handles.pop(number, None)
+        if handle is not None:
+            self.changed.add(number)
         if handle is not None and handle.node is not None:
             node = handle.node
             node.handles.remove(number)
@@ -95,6 +128,11 @@ class Handles:
                 self.locks.closed(node.id)
             self._inodes.collect(node)
         return handle
+
+    def released(self, number: int) -> None:
+        """The client has closed it."""
+        if self.releasing.pop(number, None) is not None:
+            self.changed.add(number)
 
     def path(self, handle: Handle) -> bytes:
         """Where the open file is now, as far as the mount's own renames go."""

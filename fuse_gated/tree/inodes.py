@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from fuse_gated.operations import ROOT, Attributes
-from fuse_gated.paths import join
+from fuse_gated.paths import components, join
 
 _FORMAT = 0o170000
 _DIRECTORY = 0o040000
@@ -33,7 +33,8 @@ class Node:
     child is left. A detached node has lost its name; what is open on it lives on in `handles`."""
 
     __slots__ = (
-        "_epoch", "_gone", "_path", "children", "climbs", "handles", "id", "identity", "lookups", "lost", "name", "parent",
+        "_epoch", "_gone", "_path", "attributes", "children", "climbs", "handles", "id", "identity", "lookups", "lost", "name",
+        "parent",
     )  # fmt: skip
 
     def __init__(self, number: int, parent: "Node | None", name: bytes, identity: Identity | None) -> None:
@@ -48,6 +49,8 @@ class Node:
         self.children: dict[bytes, Node] = {}
         self.handles: list[int] = []
         """Handles that are open on it, as given to the kernel."""
+        self.attributes: Attributes | None = None
+        """As the client told them last, where that is remembered (turnstile/outage.py)."""
         self.climbs = 0
         """Of a directory: how many levels above it a link lead that was shown, of those somewhere beneath it."""
         self._path = b""
@@ -64,6 +67,10 @@ class Inodes:
         self._nodes: dict[int, Node] = {ROOT: self.root}
         self._linked: dict[Identity, set[int]] = {}
         self._next = ROOT + 1
+        self.changed: set[int] = set()
+        """Numbers of the nodes that changed, came or went since somebody emptied this (tree/journal.py)."""
+        self.again: list[int] = []
+        """The same of those that the kernel was told of once more, and that did not change else."""
         self._epoch = self.root._epoch = 0
 
     def __len__(self) -> int:
@@ -79,6 +86,13 @@ class Inodes:
 
     def get(self, number: int) -> Node | None:
         return self._nodes.get(number)
+
+    def find(self, path: bytes) -> Node | None:
+        """The node that has this path, if the kernel was told of one."""
+        node: Node | None = self.root
+        for name in components(path):
+            node = node.children.get(name) if node is not None else None
+        return node
 
     def path(self, node: Node) -> bytes:
         """The node's path; for a detached node the last one that it had."""
@@ -121,23 +135,41 @@ class Inodes:
         file now. The lookup is counted."""
         identity = identity_of(attributes)
         node = parent.children.get(name)
-        if node is None or node.identity != identity:
-            old, node = node, Node(self._next, parent, name, identity)
-            self._next += 1
-            self._nodes[node.id] = node
-            parent.children[name] = node
-            if old is not None:
-                # The kernel may hold the old one until it looks again, and move it as this name's.
-                node.climbs = old.climbs
-                self._detach(old, "ESTALE")
+        if node is not None and node.identity == identity:
+            node.lookups += 1
+            self.again.append(node.id)
+            if attributes.nlink > 1:
+                self.has_links(node, attributes)
+            return node
+        old, node = node, Node(self._next, parent, name, identity)
+        self._next += 1
+        self._nodes[node.id] = node
+        parent.children[name] = node
+        if old is not None:
+            # The kernel may hold the old one until it looks again, and move it as this name's.
+            node.climbs = old.climbs
+            self._detach(old, "ESTALE")
         node.lookups += 1
+        self.changed.add(node.id)
         self.has_links(node, attributes)
         return node
 
     def has_links(self, node: Node, attributes: Attributes) -> None:
         """Remember a name of a file that has several."""
         if attributes.nlink > 1 and node.identity is not None and node.identity[2] != _DIRECTORY:
-            self._linked.setdefault(node.identity, set()).add(node.id)
+            linked = self._linked.setdefault(node.identity, set())
+            if node.id not in linked:
+                linked.add(node.id)
+                self.changed.add(node.id)
+
+    def is_linked(self, node: Node) -> bool:
+        """Whether its file was seen to have several names."""
+        return node.identity is not None and node.id in self._linked.get(node.identity, ())
+
+    def identified(self, identity: Identity) -> None:
+        """Which file the root is."""
+        self.root.identity = identity
+        self.changed.add(ROOT)
 
     def forget(self, number: int, lookups: int) -> None:
         """The kernel dropped so many lookups. More than were counted is the kernel's affair: the node goes."""
@@ -145,6 +177,7 @@ class Inodes:
         if node is None or number == ROOT:
             return
         node.lookups -= min(lookups, node.lookups)
+        self.changed.add(number)
         self.collect(node)
 
     def renamed(self, parent: Node, name: bytes, new_parent: Node, new_name: bytes, *, exchange: bool) -> None:
@@ -190,17 +223,49 @@ class Inodes:
         """A link in `directory` was shown that leads so many levels up from there."""
         # What is above a directory has been told of all that is beneath it, so it ends where nothing new is said.
         while directory is not None and directory.climbs < levels:
+            self.changed.add(directory.id)
             directory.climbs, directory, levels = levels, directory.parent, levels - 1
+
+    def restore(
+        self,
+        number: int,
+        parent: Node,
+        name: bytes,
+        identity: Identity | None,
+        *,
+        lookups: int,
+        lost: str,
+        climbs: int,
+        linked: bool,
+    ) -> Node:
+        """A node that was there before, whose parent is. Raises ValueError for a number that is there already, and for a name
+        that its directory has already."""
+        if number in self._nodes or (not lost and name in parent.children):
+            raise ValueError(f"node {number} is there twice")
+        node = self._nodes[number] = Node(number, parent, name, identity)
+        node.lookups, node.lost, node.climbs = lookups, lost, climbs
+        if not lost:
+            parent.children[name] = node
+        if linked and identity is not None:
+            self._linked.setdefault(identity, set()).add(number)
+        self._next = max(self._next, number + 1)
+        return node
+
+    def never_again(self, number: int) -> None:
+        """Numbers up to this one were given out before."""
+        self._next = max(self._next, number + 1)
 
     def _attach(self, node: Node, parent: Node, name: bytes) -> None:
         node.parent, node.name = parent, name
         parent.children[name] = node
+        self.changed.add(node.id)
         self.climbed(parent, node.climbs - 1)
 
     def _detach(self, node: Node, how: str) -> None:
         if node.parent is not None and node.parent.children.get(node.name) is node:
             del node.parent.children[node.name]
         node.lost = how
+        self.changed.add(node.id)
         if node.children:
             self._start_epoch()
         else:
@@ -213,6 +278,7 @@ class Inodes:
         while current is not None and current.id != ROOT and not (current.lookups or current.children or current.handles):
             if self._nodes.pop(current.id, None) is None:
                 return
+            self.changed.add(current.id)
             parent = current.parent
             if parent is not None and parent.children.get(current.name) is current:
                 del parent.children[current.name]

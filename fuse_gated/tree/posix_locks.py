@@ -1,6 +1,7 @@
 """The POSIX locks that were taken through one mount. The client holds them; this remembers whose they are, because the client
 knows no pids of the server, and because a close(2) by who has none need not ask the client."""
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 UNLOCK = 2
@@ -45,12 +46,28 @@ class PosixLocks:
 
     def __init__(self) -> None:
         self._held: dict[Place, list[Held]] = {}
+        self.changes: set[Place] = set()
+        """Where locks changed since somebody emptied this (tree/journal.py)."""
 
     def __len__(self) -> int:
         return sum(len(held) for held in self._held.values())
 
+    def __iter__(self) -> Iterator[tuple[Place, list[Held]]]:
+        return iter(self._held.items())
+
+    def on(self, place: Place) -> list[Held]:
+        """The locks on one file."""
+        return self._held.get(place, [])
+
+    def restore(self, place: Place, held: list[Held]) -> None:
+        """Locks that the client still holds for us."""
+        self._held.pop(place, None)
+        if held:
+            self._held[place] = held
+
     def changed(self, place: Place, request: Owned) -> None:
         """The client took or gave up a lock."""
+        self.changes.add(place)
         left: list[Held] = []
         for lock in self._held.pop(place, []):
             if lock.owner != request.owner or lock.end < request.start or request.end < lock.start:
@@ -78,6 +95,7 @@ class PosixLocks:
 
     def flushed(self, place: Place, owner: int) -> None:
         """close(2): the owner has no lock on the file any more."""
+        self.changes.add(place)
         left = [lock for lock in self._held.pop(place, []) if lock.owner != owner]
         if left:
             self._held[place] = left
@@ -90,8 +108,10 @@ class PosixLocks:
         """The file has another path by now."""
         held = self._held.pop(place, [])
         if held:
+            self.changes.update((place, new))
             self._held[new] = held
 
     def closed(self, place: Place) -> None:
         """The last handle is gone, and all locks with it."""
-        self._held.pop(place, None)
+        if self._held.pop(place, None):
+            self.changes.add(place)

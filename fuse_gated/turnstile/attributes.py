@@ -54,12 +54,12 @@ def shown_inode(t: Desk, device: int, inode: int) -> int:
     return inode if root is None or device == root[0] else (inode + device * 0x9E3779B97F4A7C15) & _MASK64
 
 
-def still_same(node: Node | None, attributes: Attributes) -> None:
+def still_same(t: Desk, node: Node | None, attributes: Attributes) -> None:
     """Raises Failure(ESTALE) when the path is another file's by now: the kernel then looks it up again."""
     if node is None:
         return
     if node.identity is None:
-        node.identity = identity_of(attributes)
+        t.inodes.identified(identity_of(attributes))
     elif node.identity != identity_of(attributes):
         raise Failure("ESTALE")
 
@@ -125,7 +125,8 @@ def _ask_attributes(
 ) -> None:
     def answered(attributes: Attributes) -> None:
         visible = shown(t, path, attributes)
-        still_same(node, attributes)
+        still_same(t, node, attributes)
+        t.saw(node, attributes)
         answer(Attr(visible))
 
     t.ask(call, arguments, answered)
@@ -147,6 +148,7 @@ def statfs(t: Desk, call: Call, _request: operations.Statfs) -> None:
 
     def answered(filesystem: Filesystem) -> None:
         sandbox.check_filesystem(filesystem)
+        t.ledger.saw_filesystem(filesystem)
         t.answer(call, filesystem)
 
     t.ask(call, messages.Statfs(), answered)

@@ -39,7 +39,7 @@ def shows(t: Desk, link: Node | None, target: bytes) -> bool:
     levels = levels_up(target)
     if any(not t.is_answered(call) and _above(link.parent, moved, levels) > depth for call, moved, depth in t.moves):
         return False
-    if any(_above(link.parent, moved, levels) > depth for moved, depth in t.unfinished):
+    if any(_above(link.parent, moved, levels) > depth for moved, depth in t.ledger.unfinished):
         return False
     t.inodes.climbed(link.parent, levels)
     return True
@@ -60,8 +60,8 @@ def moves(t: Desk, call: Call, node: Node | None, new_path: bytes) -> None:
 def has_moved(t: Desk, request: operations.Rename, *moved: tuple[Node | None, bytes]) -> None:
     """The client has moved these nodes from these paths; the kernel is about to."""
     if request.parent != request.new_parent:
-        t.unfinished = [(node, _depth(path)) for node, path in moved if node is not None]
-        t.moved_between = (request.parent, request.new_parent)
+        unfinished = [(node, _depth(path)) for node, path in moved if node is not None]
+        t.ledger.moving(unfinished, (request.parent, request.new_parent))
 
 
 def look_for_end(t: Desk, request: operations.Request) -> None:
@@ -77,8 +77,8 @@ def look_for_end(t: Desk, request: operations.Request) -> None:
         locked = (request.parent,)
     else:
         return
-    if not set(t.moved_between).isdisjoint(locked):
-        t.unfinished = []
+    if not set(t.ledger.moved_between).isdisjoint(locked):
+        t.ledger.moving([], ())
 
 
 def _depth(path: bytes) -> int:

@@ -10,17 +10,19 @@ from typing import Any, Final
 
 from fuse_gated import operations
 from fuse_gated.errors import errno_number
-from fuse_gated.gate.audit import Record
 from fuse_gated.gate.gate import Gate
-from fuse_gated.gate.limiter import Bucket, Limiter
-from fuse_gated.gate.verdict import Verdict
-from fuse_gated.operations import Failed
+from fuse_gated.gate.limiter import Limiter
+from fuse_gated.operations import Attributes, Failed
+from fuse_gated.paths import join
 from fuse_gated.tree.by_path import ByPath, is_hidden_name
-from fuse_gated.tree.handles import Handle, Handles
+from fuse_gated.tree.handles import Handle, Handles, Releasing
 from fuse_gated.tree.inodes import Inodes, Node
 from fuse_gated.turnstile.call import Call, Failure
-from fuse_gated.turnstile.effects import Answer, Effect, InvalidateEntry, InvalidateInode, Send, Tell
-from fuse_gated.turnstile.limits import Limits, Statistics
+from fuse_gated.turnstile.effects import Answer, InvalidateEntry, InvalidateInode, Send
+from fuse_gated.turnstile.ledger import Ledger
+from fuse_gated.turnstile.limits import Limits
+from fuse_gated.turnstile.outage import Outage
+from fuse_gated.turnstile.telling import Telling
 from fuse_gated.wire import messages
 from fuse_gated.wire.messages import Arguments
 from fuse_gated.wire.session import Pending, Session
@@ -34,23 +36,20 @@ _UNLOCK: Final = 2
 _PRUNE: Final = 1000
 
 
-class Desk:
+class Desk(Telling):
     """The state of one mounted session, and what handlers do with it."""
 
     def __init__(self, gate: Gate, limiter: Limiter, limits: Limits, *, export_root: bytes) -> None:
+        super().__init__(limits, gate.tenant.audit)
         self.gate = gate
         self.limiter = limiter
-        self.limits = limits
         self.export_root = export_root
         self.inodes = Inodes()
         self.handles = Handles(self.inodes)
         self.by_path = ByPath(self.handles)
         """What takes the nodes' part where the driver names them by path."""
-        self.effects: list[Effect] = []
-        self.statistics = Statistics()
         self.generation = 0
         """Of the policy: a handle that was judged by an older one is judged again."""
-        self.now = 0.0
         self.passes_ownership = gate.tenant.ownership == "passthrough"
         self.session = Session(
             lambda frame: self.effects.append(Send(frame)),
@@ -60,21 +59,24 @@ class Desk:
         )
         self.moves: list[tuple[Call, Node, int]] = []
         """Directories that are being moved, and how deep they will lie (climbing.py)."""
-        self.unfinished: list[tuple[Node, int]] = []
-        """Those that the kernel may still be moving, and how deep they lay."""
-        self.moved_between: tuple[operations.Node, ...] = ()
         self.pages: dict[int, Handle] = {}
         """The open directories that keep a part of their listing, by their handles, the oldest first (directories.py)."""
         self._calls: dict[int, Call] = {}
         self._held: list[tuple[float, int, Call]] = []
         self._pruned_at = 0
-        self._refusals = Bucket(limits.refusals, 0.0)
-        self._set_audit_level(gate.tenant.audit)
+        self.remembers = gate.tenant.outage.mode == "cached"
+        """Whether nodes keep the attributes that the client told last."""
+        self.outage: Outage | None = None
+        """While the client is away."""
+        self.ledger = Ledger(self.inodes, self.handles)
+        """What a successor must know."""
 
-    def _set_audit_level(self, level: str) -> None:
-        self.tells_everything = level == "everything"
-        self.tells_opens = self.tells_everything or level == "opens"
-        self.tells_changes = self.tells_opens or level == "writes"
+    def saw(self, node: Node | None, attributes: Attributes) -> None:
+        """What the client says of a file, to be remembered for when it is away."""
+        if node is self.inodes.root:
+            self.ledger.saw_root(attributes)
+        elif node is not None and self.remembers:
+            node.attributes = attributes
 
     # The client.
 
@@ -89,8 +91,12 @@ class Desk:
         """Ask the client. `answered(result)` and `failed(errno)` may raise Failure; without `failed`, the client's errno is
         the caller's.
 
-        Raises Failure(EINTR) where the caller was interrupted, and what it still was given is over.
+        Raises Failure(EINTR) where the caller was interrupted, and what it still was given is over. While the client is away,
+        raises Waits for what cannot be answered without it.
         """
+        if self.outage is not None:
+            answered(self.outage.answer(arguments))
+            return
         if call.interrupted and call.deadline is not None and call.deadline <= self.now:
             raise Failure("EINTR")
         if call.deadline is None:
@@ -113,10 +119,30 @@ class Desk:
 
         self.session.ask(Pending(call.id, arguments, call.deadline, on_answer, on_failure, size))
 
-    def ask_aside(self, arguments: Arguments) -> None:
-        """Ask the client for something that no caller waits for, such as RELEASE."""
+    def ask_aside(self, arguments: Arguments, ended: Callable[[Any], None] | None = None) -> None:
+        """Ask the client for something that no caller waits for, such as RELEASE. Nothing happens while it is away. `ended` is
+        called when it has answered, whatever it says."""
+        if self.outage is not None:
+            return
         deadline = self.now + self.limits.deadline
-        self.session.ask(Pending(self.session.own_id(), arguments, deadline, _ignored, _ignored))
+        self.session.ask(Pending(self.session.own_id(), arguments, deadline, ended or _ignored, ended or _ignored))
+
+    def give_back(self, handle: Handle, owners: tuple[int, ...] = ()) -> None:
+        """The client is to close what is closed here, and to free the locks of these owners: now, or when it is there again."""
+        self.handles.releasing[handle.id] = Releasing(handle.remote, handle.directory, owners)
+        self._give_back(handle.id)
+
+    def give_back_again(self) -> None:
+        """What a process before this one has told the client to close. To have been closed before is EBADF, and harmless."""
+        for number in list(self.handles.releasing):
+            self._give_back(number)
+
+    def _give_back(self, number: int) -> None:
+        remote, directory, owners = self.handles.releasing[number]
+        for owner in owners:
+            self.ask_aside(messages.Flush(remote, owner))
+        arguments = messages.Releasedir(remote) if directory else messages.Release(remote)
+        self.ask_aside(arguments, lambda _outcome: self.handles.released(number))
 
     def hold(self, call: Call, seconds: float) -> None:
         """Let the request come to its handler again after a while."""
@@ -140,7 +166,11 @@ class Desk:
         return self._calls.get(call.id) is not call
 
     def answer(self, call: Call, answer: operations.Answer) -> None:
-        if self._calls.pop(call.id, None) is not None:
+        if self._calls.pop(call.id, None) is None:
+            return
+        if self.ledger.changed:
+            self.effects.append(Answer(call.id, answer, self.ledger.rows(call.id, answer)))
+        else:
             self.effects.append(Answer(call.id, answer))
 
     def fail(self, call: Call, errno: str) -> None:
@@ -161,60 +191,6 @@ class Desk:
             detail = "the client may have carried it out" if errno in _UNDECIDED else ""
             self.tell(call, "failed", "failed", errno=errno, detail=detail)
         self.answer(call, Failed(errno_number(errno)))
-
-    # The audit.
-
-    def refused(self, call: Call, verdict: Verdict, path: bytes | None, new_path: bytes | None = None) -> Failure:
-        """Tell a refusal; the Failure is to be raised."""
-        assert verdict.errno is not None
-        self.statistics.denied += 1
-        call.path, call.new_path = path, new_path
-        self.tell(call, "refused", "denied", rule=verdict.rule, errno=verdict.errno, detail=verdict.reason)
-        call.told = False
-        call.pause = self._refusals.reserve(self.now, self.limits.deadline)
-        return Failure(verdict.errno)
-
-    def limited(self, call: Call, errno: str, path: bytes | None, detail: str) -> Failure:
-        """Tell that a limit of the policy was met; the Failure is to be raised."""
-        self.statistics.denied += 1
-        call.path = path
-        self.tell(call, "limited", "denied", errno=errno, detail=detail)
-        call.pause = self._refusals.reserve(self.now, self.limits.deadline)
-        return Failure(errno)
-
-    def announce(self, call: Call, path: bytes, new_path: bytes | None = None, rule: str = "") -> None:
-        """Tell an operation that was allowed, before the client is asked for it. Said again it tells nothing: a request that
-        comes to its handler a second time is still one."""
-        if not call.told:
-            call.path, call.new_path, call.told = path, new_path, True
-            self.tell(call, "operation", "allowed", rule=rule)
-
-    def announce_other(self, call: Call, path: bytes, new_path: bytes | None = None, rule: str = "") -> None:
-        """Tell an allowed operation that only the level 'everything' tells."""
-        if self.tells_everything:
-            self.announce(call, path, new_path, rule)
-
-    def tell(self, call: Call, kind: str, decision: str, *, rule: str = "", errno: str = "", detail: str = "") -> None:
-        self.note(
-            Record(
-                kind=kind,
-                operation=call.operation,
-                path=call.path,
-                new_path=call.new_path,
-                decision=decision,
-                rule=rule,
-                errno=errno,
-                uid=call.caller.uid,
-                pid=call.caller.pid,
-                duration_usec=int((self.now - call.started) * 1e6) if kind == "failed" else None,
-                detail=detail,
-                request=call.id,
-            )
-        )
-
-    def note(self, record: Record) -> None:
-        """Tell something that no request stands behind."""
-        self.effects.append(Tell(record))
 
     # The tree.
 
@@ -304,6 +280,28 @@ class Desk:
             for sibling in siblings:
                 self.effects.append(InvalidateInode(sibling, awaited=True))
         self.answer(call, answer)
+
+    def path_of(self, request: operations.Request) -> bytes | None:
+        """What a request is about, for the record of one that was refused unseen."""
+        parent, number = getattr(request, "parent", None), getattr(request, "node", None)
+        at = parent if parent is not None else number
+        node = self.inodes.get(at) if isinstance(at, int) else None
+        path = at if isinstance(at, bytes) else self.inodes.path(node) if node is not None else None
+        handle = self.handles.get(getattr(request, "handle", None) or 0)
+        if isinstance(at, bytes) and handle is not None:
+            path = self.handles.path(handle)  # A driver without nodes names what is open by its handle alone.
+        return path if path is None or parent is None else join(path, getattr(request, "name", b""))
+
+    def forget_what_was_shown(self, node: Node) -> None:
+        """The kernel is to look it up anew."""
+        if node.parent is not None and not node.lost:
+            self.effects.append(InvalidateEntry(node.parent.id, node.name))
+        self.effects.append(InvalidateInode(node.id))
+
+    def forget_all(self) -> None:
+        """The policy may have changed while nobody served the mount: the kernel is to ask again for everything."""
+        for node in self.inodes:
+            self.forget_what_was_shown(node)
 
     def prune(self) -> None:
         """Too many nodes: ask the kernel to forget names."""

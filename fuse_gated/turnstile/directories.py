@@ -61,7 +61,7 @@ def opendir(t: Desk, call: Call, request: operations.Opendir) -> None:
     def answered(result: messages.OpenedFile) -> None:
         try:
             shown(t, path, result.attributes)
-            still_same(node, result.attributes)
+            still_same(t, node, result.attributes)
         except Failure:
             t.ask_aside(messages.Releasedir(result.handle))
             raise
@@ -162,7 +162,7 @@ def releasedir(t: Desk, call: Call, request: operations.Releasedir) -> None:
         raise Failure("EBADF")
     t.pages.pop(handle.id, None)
     t.announce_other(call, t.handles.path(handle))
-    t.ask_aside(messages.Releasedir(handle.remote))
+    t.give_back(handle)
     t.answer(call, Done())
 
 

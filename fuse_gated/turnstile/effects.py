@@ -5,6 +5,7 @@ import msgspec
 
 from fuse_gated import operations
 from fuse_gated.gate.audit import Record
+from fuse_gated.tree.journal import Row
 from fuse_gated.wire.messages import Ask, Cancel
 
 
@@ -19,6 +20,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
     request: int
     answer: operations.Answer
+    rows: tuple[Row, ...] = ()
+    """What a successor must know before anybody hears of the answer."""
 
 
 class Tell(msgspec.Struct, frozen=True, gc=False):

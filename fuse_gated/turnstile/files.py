@@ -47,7 +47,7 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
     def answered(result: messages.OpenedFile) -> None:
         try:
             shown(t, path, result.attributes)
-            still_same(node, result.attributes)
+            still_same(t, node, result.attributes)
         except Failure:
             t.ask_aside(messages.Release(result.handle))
             raise
@@ -159,13 +159,13 @@ def release(t: Desk, call: Call, request: operations.Release) -> None:
         raise Failure("EBADF")
     # A process's locks went when it closed its descriptor (FLUSH). What is left belongs to the open file itself (F_OFD_SETLK),
     # whose end the kernel tells by nothing but this.
-    for owner in t.handles.locks.through(handle.place, handle.id):
+    owners = tuple(t.handles.locks.through(handle.place, handle.id))
+    for owner in owners:
         t.handles.locks.flushed(handle.place, owner)
-        t.ask_aside(messages.Flush(handle.remote, owner))
     if handle.node is None:
         t.by_path.released(handle.path, t.now)
     tell_closed(t, handle)
-    t.ask_aside(messages.Release(handle.remote))
+    t.give_back(handle, owners)
     t.answer(call, Done())
 
 

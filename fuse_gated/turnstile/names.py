@@ -45,6 +45,8 @@ def entry_of(t: Desk, parent: operations.Node, name: bytes, path: bytes, attribu
         t.by_path.saw(path, attributes)
         return Entry(operations.ROOT, visible, 0.0, LOOKUP_VALID)
     node = t.inodes.known(directory, name, attributes)
+    if t.remembers:
+        node.attributes = attributes
     t.prune()
     # What is open is followed to the letter: a log that the client's programs write to is read as it grows.
     return Entry(node.id, visible, 0.0, 0.0 if node.handles else LOOKUP_VALID)

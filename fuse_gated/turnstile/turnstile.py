@@ -7,25 +7,24 @@ in by `received`; the handler's second half checks it and answers. Whatever is t
 
 import heapq
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
-
-import msgspec
 
 from fuse_gated import operations
 from fuse_gated.errors import ProtocolError, errno_number
 from fuse_gated.gate import sandbox
 from fuse_gated.gate.gate import Gate
-from fuse_gated.gate.limiter import REFUSED, Limiter
+from fuse_gated.gate.limiter import Limiter
 from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Caller, Failed, Request
-from fuse_gated.paths import components, join
-from fuse_gated.tree.inodes import Node
+from fuse_gated.tree.journal import AnyRow
 from fuse_gated.turnstile import climbing
 from fuse_gated.turnstile.call import Call, Failure
-from fuse_gated.turnstile.desk import Desk
-from fuse_gated.turnstile.effects import Answer, Close, InvalidateEntry, InvalidateInode
-from fuse_gated.turnstile.files import copied
+from fuse_gated.turnstile.effects import Answer, Close
+from fuse_gated.turnstile.limiting import Limiting
 from fuse_gated.turnstile.limits import Limits, Statistics
+from fuse_gated.turnstile.memory import remembered
+from fuse_gated.turnstile.outage import ERRNO, WOULD_WAIT, Outage, Waits
 from fuse_gated.turnstile.table import TABLE
 
 __all__ = ["INTERRUPT_GRACE", "MAX_NOTICES", "Limits", "Statistics", "Turnstile"]
@@ -38,10 +37,12 @@ MAX_NOTICES: Final = 4096
 """Changed paths in one message."""
 
 _TICK: Final = 0.25
+_MORE_INODES: Final = 100_000
+"""Nodes that the kernel may hold beyond twice the limit: it forgets names when it likes."""
 _NOT_A_USER: Final = Verdict("EACCES", "users", "not one of the tenant's users")
 
 
-class Turnstile(Desk):
+class Turnstile(Limiting):
     """One mounted session, without I/O: time is an argument, what is to be done is appended to `effects`."""
 
     def __init__(self, gate: Gate, limiter: Limiter, limits: Limits, *, export_root: bytes) -> None:
@@ -51,7 +52,6 @@ class Turnstile(Desk):
         self.untold = 0
         """Requests that failed because of that."""
         self._lost = False
-        self._held_bytes = 0
         self._grace: deque[tuple[float, Call]] = deque()
 
     # What the driver says.
@@ -66,13 +66,22 @@ class Turnstile(Desk):
         if row is None:
             self._without_answer(number, request)
             return
-        if self.unfinished:
+        if self.ledger.unfinished:
             climbing.look_for_end(self, request)
         call = Call(number, caller, request, row.name, now)
         self._calls[number] = call
         self.statistics.operations += 1
         if self._lost:
-            self.fail(call, "ENOTCONN")
+            # Who has just been told so may be the kernel, which then looks a name up anew for the same caller.
+            self.fail(call, "ENOTCONN" if self.outage is None else ERRNO)
+            return
+        owed = self.ledger.owed
+        if owed and number in owed:
+            # It was done by a process that ended before the kernel took its answer.
+            self.answer(call, owed.pop(number))
+            return
+        if self.outage is not None and not self.outage.may_be_answered(request):
+            self._meets_outage(call)
             return
         if self.silenced and row.kind:
             self.untold += 1
@@ -80,12 +89,14 @@ class Turnstile(Desk):
             return
         try:
             if row.by_name and caller.pid and not self.gate.caller_may_enter(caller.uid):
-                raise self.refused(call, _NOT_A_USER, self._path_of(request))
-            if row.kind and not self.limiter.unlimited and self._is_held(call, row.kind):
+                raise self.refused(call, _NOT_A_USER, self.path_of(request))
+            if row.kind and not self.limiter.unlimited and self.is_held(call, row.kind):
                 return
             row.handle(self, call, request)
         except Failure as failure:
             self.fail(call, failure.errno)
+        except Waits:
+            self._meets_outage(call)
 
     def interrupt(self, now: float, number: int) -> None:
         """The caller of a request got a signal (FUSE_INTERRUPT)."""
@@ -124,7 +135,9 @@ class Turnstile(Desk):
             raise ProtocolError(f"{len(paths)} changed paths in one message, {MAX_NOTICES} are allowed", 1008)
         for path in paths:
             sandbox.check_path(path)
-            self._changed_on_client(path)
+            node = self.inodes.find(path)
+            if node is not None:
+                self.forget_what_was_shown(node)
 
     def lost(self, now: float) -> None:
         """The client is gone for good: every caller that waits is told so, and everyone who comes until the mount is gone."""
@@ -132,8 +145,35 @@ class Turnstile(Desk):
         self._lost = True
         self.session.abandon()
         self._held.clear()
+        errno = "ENOTCONN" if self.outage is None else ERRNO
         for call in list(self._calls.values()):
-            self.fail(call, "ENOTCONN")
+            self.fail(call, errno)
+
+    def suspend(self, now: float) -> None:
+        """The client is away, and may come back to a successor of ours. What it was asked may have been done or not."""
+        self.now = now
+        self.outage = Outage(self.gate.tenant.outage.mode, self.ledger.known, lambda target: remembered(self, target))
+        self.session.abandon()
+        for call in list(self._calls.values()):
+            if call.interrupted and not call.verdict:
+                # What it was still given was for an answer, and there comes none.
+                if call.limited_as:
+                    self.let_go(call)
+                self.fail(call, "EINTR")
+            elif self.outage.may_be_answered(call.request) and not (call.verdict or call.limited_as):
+                self._handle(call)
+        self._outage_mode_changed()
+
+    def restore(self, rows: Iterable[AnyRow], epoch: int) -> None:
+        """Go on where the rows' writer stopped; `epoch` is one that no worker of the session had. Raises ValueError for rows
+        that contradict each other, and for many more nodes than there should be."""
+        self.session.begin(epoch)
+        self.ledger.restore(rows, 2 * self.limits.inodes + _MORE_INODES)
+
+    def resume(self, now: float) -> None:
+        """After `restore`, where the client is there again: it may not have heard all that it was told."""
+        self.now = now
+        self.give_back_again()
 
     def withdraw(self, number: int) -> bool:
         """A request that was to be sent cannot be, because its record cannot be written: its caller fails. False for one that
@@ -176,20 +216,24 @@ class Turnstile(Desk):
         while self._held and self._held[0][0] <= now:
             call = heapq.heappop(self._held)[2]
             if call.limited_as:
-                self._no_longer_held(call)
+                self.no_longer_held(call)
             if self._calls.get(call.id) is not call:
                 continue  # interrupted meanwhile
             if call.verdict:
                 self.fail(call, call.verdict)
                 continue
-            try:
-                TABLE[type(call.request)].handle(self, call, call.request)
-            except Failure as failure:
-                self.fail(call, failure.errno)
+            if self.outage is not None and not self.outage.may_be_answered(call.request):
+                self._meets_outage(call)
+                continue
+            self._handle(call)
         while self._grace and self._grace[0][0] <= now:
             call = self._grace.popleft()[1]
-            if call.limited_as and not self.is_answered(call):
-                self._let_go(call)
+            if self.is_answered(call):
+                continue
+            if call.limited_as:
+                self.let_go(call)
+                self.fail(call, "EINTR")
+            elif self.outage is not None:
                 self.fail(call, "EINTR")
         clogged = self.session.clogged
         for pending in self.session.overdue(now):
@@ -210,12 +254,40 @@ class Turnstile(Desk):
         old, self.gate = self.gate, gate
         self.limiter.change(gate.tenant.limits, now)
         self.generation += 1
-        self._set_audit_level(gate.tenant.audit)
+        self.remembers = gate.tenant.outage.mode == "cached"
+        self.set_audit_level(gate.tenant.audit)
+        if self.outage is not None:
+            self.outage.mode = gate.tenant.outage.mode
+            self._outage_mode_changed()
         for node in self.inodes:
             if gate.narrowed(old, self.inodes.path(node)):
-                self._forget_what_was_shown(node)
+                self.forget_what_was_shown(node)
 
     # Details.
+
+    def _handle(self, call: Call) -> None:
+        """Once more."""
+        try:
+            TABLE[type(call.request)].handle(self, call, call.request)
+        except Failure as failure:
+            self.fail(call, failure.errno)
+        except Waits:
+            self._meets_outage(call)
+
+    def _meets_outage(self, call: Call) -> None:
+        """Nobody can answer that now. Who waits is answered by a successor, to whom the kernel sends the request again."""
+        assert self.outage is not None
+        if self.outage.mode == "fail":
+            self.outage.failed += 1
+            self.fail(call, ERRNO)
+        elif self.outage.is_unwilling(call.request):
+            self.fail(call, WOULD_WAIT)
+
+    def _outage_mode_changed(self) -> None:
+        if self.outage is not None and self.outage.mode == "fail":
+            for call in list(self._calls.values()):
+                if not call.verdict:
+                    self._meets_outage(call)
 
     def _without_answer(self, number: int, request: Request) -> None:
         if isinstance(request, operations.Forget):
@@ -228,63 +300,3 @@ class Turnstile(Desk):
         else:
             assert isinstance(request, operations.Destroy)
             self.effects.append(Close(1000, "unmounted"))
-
-    def _is_held(self, call: Call, kind: str) -> bool:
-        request = call.request
-        size = _size(request)
-        kept = size if isinstance(request, operations.Write) else 0
-        full = self._held_bytes + kept > self.limits.max_bytes_in_flight
-        wait = REFUSED if full else self.limiter.take(self.now, kind, size, longest=self.limits.deadline)
-        if wait == REFUSED:
-            raise self.limited(call, "EAGAIN", self._path_of(request), f"more {kind} operations or bytes than the policy allows")
-        if wait <= 0.0:
-            return False
-        if isinstance(request, operations.Write):
-            call.request = msgspec.structs.replace(request, data=bytes(request.data))
-        call.limited_as = kind
-        self._held_bytes += kept
-        self.hold(call, wait)
-        return True
-
-    def _let_go(self, call: Call) -> None:
-        """Nobody waits any more for a request that the limiter holds: its turn goes to the others, its data is dropped."""
-        self.limiter.give_back(call.limited_as, _size(call.request))
-        self._no_longer_held(call)
-        call.request = operations.Destroy()
-
-    def _no_longer_held(self, call: Call) -> None:
-        call.limited_as = ""
-        if isinstance(call.request, operations.Write):
-            self._held_bytes -= len(call.request.data)
-
-    def _path_of(self, request: Request) -> bytes | None:
-        """What a request is about, for the record of one that was refused unseen."""
-        parent, number = getattr(request, "parent", None), getattr(request, "node", None)
-        at = parent if parent is not None else number
-        node = self.inodes.get(at) if isinstance(at, int) else None
-        path = at if isinstance(at, bytes) else self.inodes.path(node) if node is not None else None
-        handle = self.handles.get(getattr(request, "handle", None) or 0)
-        if isinstance(at, bytes) and handle is not None:
-            path = self.handles.path(handle)  # A driver without nodes names what is open by its handle alone.
-        return path if path is None or parent is None else join(path, getattr(request, "name", b""))
-
-    def _changed_on_client(self, path: bytes) -> None:
-        node: Node | None = self.inodes.root
-        for name in components(path):
-            node = node.children.get(name) if node is not None else None
-        if node is not None:
-            self._forget_what_was_shown(node)
-
-    def _forget_what_was_shown(self, node: Node) -> None:
-        if node.parent is not None and not node.lost:
-            self.effects.append(InvalidateEntry(node.parent.id, node.name))
-        self.effects.append(InvalidateInode(node.id))
-
-
-def _size(request: Request) -> int:
-    """The bytes that a request counts for with the limiter."""
-    if isinstance(request, operations.Write):
-        return len(request.data)
-    if isinstance(request, operations.Read):
-        return request.size
-    return copied(request) if isinstance(request, operations.CopyFileRange) else 0

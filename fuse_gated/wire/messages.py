@@ -46,7 +46,9 @@ class Offer(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 class Terms(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What the server answers: the session's name, the secret that resumes it, its limits and the path it is mounted at.
-    `max_in_flight` requests and `max_bytes_in_flight` bytes are what the client may have to hold at once."""
+    `max_in_flight` requests and `max_bytes_in_flight` bytes are what the client may have to hold at once. `resumed`: the
+    session of the offer's `resume` goes on. `grace`: seconds that the server keeps it for a client that is away. `driver` is what
+    serves it there: kernel, libfuse, or network, with which there is no mount."""
 
     session: str
     resume: bytes
@@ -55,6 +57,9 @@ class Terms(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     max_bytes_in_flight: int
     max_data: int = MAX_DATA
     deadline: float = 30.0
+    resumed: bool = False
+    grace: float = 0.0
+    driver: str = ""
 
 
 class Hello(Frame, frozen=True, gc=False, tag="hello"):

@@ -112,6 +112,10 @@ class Session:
         number, self._next_own = self._next_own, self._next_own + 2
         return number
 
+    def begin(self, epoch: int) -> None:
+        """Own ids go on from where no earlier worker's are, each of which had an epoch of its own."""
+        self._next_own = (epoch << 32) + 1
+
     def is_own(self, number: int) -> bool:
         """Whether `own_id` gave the id."""
         return number % 2 == 1

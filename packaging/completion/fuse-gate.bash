@@ -9,7 +9,7 @@ _fuse_gate() {
         if [[ -n $skip ]]; then skip=""; continue; fi
         case "$command $part" in
         ' export') command=export place=0 ;;
-        'export --server'|'export --token-file'|'export --name'|'export --ca'|'export --cert'|'export --key') skip=1 ;;
+        'export --server'|'export --token-file'|'export --name'|'export --ca'|'export --cert'|'export --key'|'export --reconnect-delay'|'export --reconnect-max'|'export --max-attempts'|'export --dead-after') skip=1 ;;
         *' '-*) ;;
         *) ((place += 1)) ;;
         esac
@@ -21,6 +21,10 @@ _fuse_gate() {
     'export --ca') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     'export --cert') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     'export --key') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+    'export --reconnect-delay') :; return ;;
+    'export --reconnect-max') :; return ;;
+    'export --max-attempts') :; return ;;
+    'export --dead-after') :; return ;;
     esac
     case "$command" in
     '')
@@ -28,7 +32,7 @@ _fuse_gate() {
         COMPREPLY=($(compgen -W "export" -- "$word"))
         ;;
     export)
-        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --server --token-file --name --read-only --json --ca --cert --key --trust-server --version" -- "$word")); return; fi
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --server --token-file --name --read-only --json --ca --cert --key --trust-server --reconnect-delay --reconnect-max --max-attempts --no-reconnect --dead-after --version" -- "$word")); return; fi
         case $place in
         0) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$word") ;;
         esac

@@ -20,11 +20,18 @@ _fuse_gatectl() {
         ' sessions') command=sessions place=0 ;;
         ' show') command=show place=0 ;;
         ' kick') command=kick place=0 ;;
+        ' drain') command=drain place=0 ;;
+        ' files') command=files place=0 ;;
         ' explain') command=explain place=0 ;;
         ' check') command=check place=0 ;;
         ' token') command=token place=0 ;;
         ' audit') command=audit place=0 ;;
         ' doctor') command=doctor place=0 ;;
+        'files ls') command='files ls' place=0 ;;
+        'files cat') command='files cat' place=0 ;;
+        'files get') command='files get' place=0 ;;
+        'files put') command='files put' place=0 ;;
+        'files rm') command='files rm' place=0 ;;
         'token new') command='token new' place=0 ;;
         'token new --expires'|'token new --note') skip=1 ;;
         'audit --tenant'|'audit --session'|'audit --path'|'audit --uid'|'audit --operation'|'audit --decision'|'audit --since'|'audit --until'|'audit --file'|'audit --runtime'|'audit --unit') skip=1 ;;
@@ -52,7 +59,7 @@ _fuse_gatectl() {
     case "$command" in
     '')
         if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --version --etc --runtime" -- "$word")); return; fi
-        COMPREPLY=($(compgen -W "sessions show kick explain check token audit doctor" -- "$word"))
+        COMPREPLY=($(compgen -W "sessions show kick drain files explain check token audit doctor" -- "$word"))
         ;;
     sessions)
         if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --json" -- "$word")); return; fi
@@ -67,6 +74,45 @@ _fuse_gatectl() {
         if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --json" -- "$word")); return; fi
         case $place in
         *) COMPREPLY=($(compgen -W "$(__fuse_gatectl_sessions)" -- "$word")) ;;
+        esac
+        ;;
+    drain)
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --json --undo --wait --move" -- "$word")); return; fi
+        ;;
+    files)
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help" -- "$word")); return; fi
+        COMPREPLY=($(compgen -W "ls cat get put rm" -- "$word"))
+        ;;
+    'files ls')
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --json -l --long" -- "$word")); return; fi
+        case $place in
+        0) : ;;
+        esac
+        ;;
+    'files cat')
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help" -- "$word")); return; fi
+        case $place in
+        *) : ;;
+        esac
+        ;;
+    'files get')
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help" -- "$word")); return; fi
+        case $place in
+        0) : ;;
+        1) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
+        esac
+        ;;
+    'files put')
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help" -- "$word")); return; fi
+        case $place in
+        0) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
+        1) : ;;
+        esac
+        ;;
+    'files rm')
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help -r --recursive" -- "$word")); return; fi
+        case $place in
+        *) : ;;
         esac
         ;;
     explain)

@@ -19,6 +19,7 @@ if [ "$sbin" != /usr/bin ]; then
 fi
 rm -f "$destination/usr/bin/fuse-gated-mountd"
 put 755 packaging/libexec/fuse-gated-mountd /usr/libexec/fuse-gated/fuse-gated-mountd
+put 755 packaging/libexec/tell-stop /usr/libexec/fuse-gated/tell-stop
 
 for unit in systemd/fuse-gated*.service systemd/fuse-gated*.socket systemd/fuse-gated*.slice; do
   put 644 "$unit" "/usr/lib/systemd/system/${unit##*/}"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import profiling
+import sessions
 from contestants import SFTP_SERVER, fuse_gated, sshfs
 from rows import Row, plant, rows
 
@@ -36,11 +37,18 @@ def main() -> int:
     parser.add_argument("--rules", type=int, default=50, help="of the policy (%(default)s)")
     parser.add_argument("--profile", action="store_true", help="processor time by process and function; needs py-spy")
     parser.add_argument("--seconds", type=float, default=3, help="for each part of the profile (%(default)s)")
+    parser.add_argument("--sessions", action="store_true", help="instead of all that: what a session costs (sessions.py)")
+    parser.add_argument("--counts", type=int, nargs="+", default=sessions.COUNTS, metavar="N", help="of sessions (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"), help="where the figures go (%(default)s)")
     arguments = parser.parse_args()
     if reason := _obstacle():
         print(f"bench: {reason}", file=sys.stderr)
         return 1
+    if arguments.sessions:
+        measured = sessions.measure(tuple(sorted(arguments.counts)))
+        sessions.show(measured)
+        _write(arguments.json, {"sessions": measured})
+        return 0
     if arguments.profile:
         profiling.spy()
     everywhere = os.sched_getaffinity(0)
@@ -70,10 +78,14 @@ def main() -> int:
         if arguments.profile:
             report["profile"] = profiling.profile(gated, processes, arguments.seconds, everywhere - {cpu} or everywhere)
             profiling.show(report["profile"])
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(report, indent=1))
-    print(f"\nThe figures are in {arguments.json}.")
+    _write(arguments.json, report)
     return 0
+
+
+def _write(file: Path, report: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=1))
+    print(f"\nThe figures are in {file}.")
 
 
 def _obstacle() -> str:

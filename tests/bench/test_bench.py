@@ -41,3 +41,20 @@ def test_it_measures_and_writes_its_figures(tmp_path: Path, options: list[str]) 
             one["place"].partition(":")[0] for of in report["profile"].values() for one in of["processes"]["worker"]["functions"]
         }
         assert "fuse_gated/edge/loop.py" in places
+
+
+def test_what_sessions_cost(tmp_path: Path) -> None:
+    need("root", "fuse")
+    figures = tmp_path / "figures.json"
+    options = ["--sessions", "--counts", "1", "3", "--json", figures]
+    done = subprocess.run([sys.executable, BENCH, *options], capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(figures.read_text())["sessions"]
+    assert [row["sessions"] for row in rows] == [0, 1, 3]
+    # What the documents say of descriptors (docs/production/scaling.md), and that memory grows by what it says, or less.
+    for part, each in (("daemon", 5), ("keeper", 2), ("supervisor", 3)):
+        # One more where something that has just ended is still being told of.
+        assert all(0 <= row[part] - rows[0][part] - row["sessions"] * each <= 2 for row in rows)
+    assert rows[2]["pss"] - rows[0]["pss"] < 3 * 15
+    assert all(moment > 0 for row in rows for moment in row["open"])
+    assert "time to open one" in done.stdout

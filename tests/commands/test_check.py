@@ -139,6 +139,15 @@ class TestWhoReadsIt:
         assert main(["check", str(etc)]) == 0
         assert capsys.readouterr().out.endswith(f"{etc} is right.\n")
 
+    def test_any_group_of_the_user_is_enough(self, etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The user may have been there before, with groups of its own."""
+        for path in (etc, etc / "policy.yaml", etc / "fuse-gated.yaml"):
+            os.chown(path, 0, 4711)
+            path.chmod(0o750 if path == etc else 0o640)
+        assert main(["check", str(etc)]) == 4
+        monkeypatch.setattr(os, "getgrouplist", lambda _name, group: [group, 4711])
+        assert main(["check", str(etc)]) == 0
+
     def test_a_way_that_only_root_may_walk_is_no_hindrance(self, etc: Path) -> None:
         etc.parent.chmod(0o700)
         assert main(["check", str(etc)]) == 0

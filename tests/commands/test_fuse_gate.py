@@ -24,6 +24,7 @@ from fuse_gated.commands import fuse_gate
 from fuse_gated.commands.fuse_gate import main
 from fuse_gated.edge.loop import Loop
 from fuse_gated.paths import is_mount_name
+from fuse_gated.persistence import Persistence
 from fuse_gated.wire import messages as wire
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -198,6 +199,8 @@ def test_a_token_through_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
         ["--server", "ws://host:1", "--ca", "x"],
         ["--server", "ws://host:1", "--cert", "x"],
         ["--server", "wss://host:1", "--key", "x"],
+        ["--server", "ws://host:1", "--no-reconnect", "--max-attempts", "3"],
+        ["--server", "ws://host:1", "--no-reconnect", "--reconnect-delay", "1"],
     ],
 )
 def test_options_that_make_no_sense(
@@ -206,6 +209,38 @@ def test_options_that_make_no_sense(
     status, text = complaint(capsys, str(directory), "--token-file", token, *options)
     assert status == 2
     assert "hint: " in text
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [(option, value) for option in ("--reconnect-delay", "--reconnect-max", "--dead-after")
+     for value in ("0", "-1", "nan", "inf", "1e9", "soon", "")]
+    + [("--max-attempts", value) for value in ("0", "-1", "1.5", "many", "٣", "")],
+)  # fmt: skip
+def test_numbers_that_make_no_sense(
+    capsys: pytest.CaptureFixture[str], directory: Path, token: str, option: str, value: str
+) -> None:
+    status, text = complaint(capsys, str(directory), *SERVER, "--token-file", token, f"{option}={value}")
+    assert status == 2
+    assert f"argument {option}: not " in text
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], Persistence()),
+        (["--no-reconnect"], Persistence(reconnect=False)),
+        (["--dead-after", "5"], Persistence(dead_after=5.0)),
+        (["--max-attempts", "7"], Persistence(max_attempts=7, from_start=True)),
+        (
+            ["--reconnect-delay", "0.5", "--reconnect-max", "10"],
+            Persistence(delay=0.5, longest_delay=10.0, from_start=True),
+        ),
+    ],
+)
+def test_how_it_holds_on_is_chosen(directory: Path, token: str, options: list[str], wanted: Persistence) -> None:
+    parsed = fuse_gate._parser().parse_args(["export", str(directory), *SERVER, "--token-file", token, *options])
+    assert fuse_gate._persistence(parsed) == wanted
 
 
 def test_interrupted_before_it_began(directory: Path, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,3 +469,131 @@ def test_a_terminal_shows_one_live_line(played: Played, directory: Path, token: 
     assert f"● mounted  {MOUNT}  3 operations" in plain
     assert plain.count("\n") == 1
     assert seen.endswith("\r\x1b[K")
+
+
+# Connecting again
+
+
+QUICK = ["--reconnect-delay", "0.01", "--reconnect-max", "0.02"]
+
+
+def lost(server: ScriptedServer) -> None:
+    assert server.websocket is not None
+    server.websocket.abort()
+
+
+def connections(server: ScriptedServer, *welcomes: Any) -> None:
+    """Each connection gets its welcome, and is lost when the client has said something; the last one stays."""
+
+    def script(number: int) -> Any:
+        def turn() -> Any:
+            yield ()
+            yield [welcomes[number], *asks(wire.Getattr(b""))]
+            while True:
+                yield [lost] if number + 1 < len(welcomes) else []
+
+        return turn
+
+    def take(number: int) -> None:
+        server.script = script(number)
+
+    server.on_accept = take
+
+
+def test_events_of_a_session_that_goes_on(played: Played, directory: Path, token: str) -> None:
+    connections(played.server, welcome(grace=60.0), welcome(resumed=True, grace=60.0), welcome(session="session-2"))
+    process = played.start(directory, token, "--json", *QUICK)
+    assert process.stdout is not None
+    lines = []
+    while not lines or not lines[-1].get("replaced"):
+        lines.append(json.loads(process.stdout.readline()))
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert [line["event"] for line in lines] == [
+        "connecting", "logged-in", "mounted", "connection-lost", "reconnecting", "logged-in", "resumed", "connection-lost",
+        "reconnecting", "logged-in", "mounted",
+    ]  # fmt: skip
+    assert lines[3] == {"event": "connection-lost", "reason": "the server broke off the connection"}
+    assert lines[4].keys() == {"event", "attempt", "delay", "reason"}
+    assert lines[6] == {"event": "resumed", "path": MOUNT, "session": "session-1"}
+    assert lines[10] == {"event": "mounted", "path": MOUNT, "session": "session-2", "replaced": True}
+    assert json.loads(out) == {"event": "closed", "reason": "goodbye"}
+    assert err == (
+        "fuse-gate: warning: the server no longer knew the session, this is a new one: "
+        "what programs there had open or locked is lost to them\n"
+    )
+
+
+def test_what_a_log_is_told(played: Played, directory: Path, token: str) -> None:
+    connections(played.server, welcome(grace=60.0), welcome(resumed=True, grace=60.0), welcome())
+    process = played.start(directory, token, *QUICK)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == [f"mounted at {MOUNT}\n"] * 2
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "")
+    loss = "the connection is lost, trying again: the server broke off the connection"
+    assert [line.removeprefix("fuse-gate: ") for line in err.splitlines()] == [
+        loss,
+        "connected again",
+        loss,
+        f"warning: {fuse_gate._LOST}",
+        "connected again",
+    ]
+
+
+def test_a_reason_is_told_once(played: Played, directory: Path, token: str) -> None:
+    played.server.answer = (503, "away\n")
+    process = played.start(directory, token, *QUICK, "--max-attempts", "5")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert err == (
+        "fuse-gate: not connected, trying again: the server is not available: away\n"
+        "fuse-gate: given up after 5 attempts: the server is not available: away\n"
+        "  hint: try again later\n"
+    )
+
+
+@pytest.mark.parametrize(("status", "exit_status"), [(503, 1), (401, 3)])
+def test_the_exit_status_after_a_session(
+    played: Played, directory: Path, token: str, status: int, exit_status: int
+) -> None:
+    connections(played.server, welcome(), welcome())
+    accepted = played.server.on_accept
+
+    def refuse(number: int) -> None:
+        accepted(min(number, 1))
+        if number:
+            played.server.answer = (status, "not any more")
+
+    played.server.on_accept = refuse
+    process = played.start(directory, token, *QUICK, "--max-attempts", "2")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == exit_status
+    assert "not any more" in err
+
+
+def test_a_lost_connection_may_be_the_end(played: Played, directory: Path, token: str) -> None:
+    connections(played.server, welcome(), welcome())
+    process = played.start(directory, token, "--no-reconnect")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, f"mounted at {MOUNT}\n")
+    assert "broke off" in err
+
+
+def test_a_terminal_shows_when_the_next_attempt_comes(played: Played, directory: Path, token: str) -> None:
+    connections(played.server, welcome(), welcome())
+    master, slave = pty.openpty()
+    process = played.start(directory, token, "--reconnect-delay", "86400", "--reconnect-max", "86400", stdout=slave, stderr=slave)
+    os.close(slave)
+    seen = ""
+    while "next attempt in" not in seen:
+        assert select.select([master], [], [], 60)[0]
+        seen += os.read(master, 65536).decode()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    os.close(master)
+    plain = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", seen)
+    assert re.search(r"● waiting  next attempt in \d+ s  the server broke off the connection", plain)
+    assert "fuse-gate:" not in plain

@@ -39,7 +39,7 @@ def test_the_settings_in_the_example_are_the_defaults_and_all_there_are() -> Non
     defaults = msgspec.structs.asdict(Settings())
     assert all(re.search(rf"^{name}:", text.decode(), re.MULTILINE) for name in defaults)
     differing = {name for name, value in settings.items() if value != defaults[name]}
-    assert differing == {"tls", "audit", "origins"}  # these have no default to show
+    assert differing == {"tls", "proxies", "audit", "origins"}  # these have no default to show
     assert settings["audit"].to == Settings().audit.to
 
 

@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from fuse_gated.config.settings import Admission, Audit, Settings, Tls
+from fuse_gated.config.settings import Admission, Audit, Proxies, Settings, Tls
 from fuse_gated.config.settings_file import listen_address, parse_settings
 from fuse_gated.errors import ConfigurationError
 
@@ -13,8 +13,10 @@ tls:
   key: /etc/ssl/server.key
   client_ca: /etc/ssl/clients.pem
 admission: {startups: 10, per_address: 2, login_deadline: 5s}
+proxies: {addresses: [unix, "::1", 10.0.0.0/8], header: proxy-protocol}
 audit: {to: file, file: /var/log/audit.jsonl}
 drivers: [libfuse]
+without: [resend]
 request_deadline: 1m
 max_in_flight: 64
 max_bytes_in_flight: 16MiB
@@ -43,8 +45,10 @@ def test_every_key_can_be_set() -> None:
         listen="[::1]:7433",
         tls=Tls(certificate="/etc/ssl/server.pem", key="/etc/ssl/server.key", client_ca="/etc/ssl/clients.pem"),
         admission=Admission(startups=10, per_address=2, login_deadline=5.0),
+        proxies=Proxies(addresses=("unix", "::1", "10.0.0.0/8"), header="proxy-protocol"),
         audit=Audit(to="file", file="/var/log/audit.jsonl"),
         drivers=("libfuse",),
+        without=("resend",),
         request_deadline=60.0,
         max_in_flight=64,
         max_bytes_in_flight=16 * 2**20,
@@ -83,7 +87,7 @@ seccomp: maybe
         "fuse-gated.yaml:5:13: 0 is not within 1 and 100000",
         "fuse-gated.yaml:6:3: 'startups' is given a second time in admission (the first is at fuse-gated.yaml:5)",
         "fuse-gated.yaml:7:13: 'syslog' is not one of auto, journal, file",
-        "fuse-gated.yaml:8:11: 'kernal' is not one of kernel, libfuse (did you mean 'kernel'?)",
+        "fuse-gated.yaml:8:11: 'kernal' is not one of kernel, libfuse, network (did you mean 'kernel'?)",
         "fuse-gated.yaml:9:19: 'never' is not a duration (such as 500ms, 10s, 2m or 1h; a plain number is seconds)",
         "fuse-gated.yaml:10:22: '10k' is not a size (such as 1024, 512KiB, 50MiB or 4GiB; also kB, MB, GB, TiB and B)",
         "fuse-gated.yaml:11:9: 10 is not within 1000 and 2147483648",
@@ -139,3 +143,23 @@ def test_addresses_to_listen_at(text: str, host: str, port: int) -> None:
 def test_what_is_no_address_to_listen_at(text: str) -> None:
     with pytest.raises(ValueError):
         listen_address(text)
+
+
+def test_proxies() -> None:
+    assert faults_of("""\
+proxies:
+  addresses: [localhost, 10.0.0.1/8, 0.0.0.0/0]
+  header: forwarded
+""") == (
+        "fuse-gated.yaml:2:15: 'localhost' is no proxy's address: 'localhost' does not appear to be an IPv4 or IPv6 network "
+        "(such as 127.0.0.1, '::1', 10.0.0.0/24, or unix)",
+        "fuse-gated.yaml:2:26: '10.0.0.1/8' is no proxy's address: 10.0.0.1/8 has host bits set "
+        "(such as 127.0.0.1, '::1', 10.0.0.0/24, or unix)",
+        "fuse-gated.yaml:2:38: '0.0.0.0/0' is everybody, who could then claim any address (name the proxies)",
+        "fuse-gated.yaml:3:11: 'forwarded' is not one of proxy-protocol, x-forwarded-for "
+        "(did you mean 'x-forwarded-for'?)",
+    )
+    assert faults_of("proxies: {addresses: []}") == (
+        "fuse-gated.yaml:1:10: proxies lacks 'header'",
+        "fuse-gated.yaml:1:22: the list of addresses is empty",
+    )

@@ -15,7 +15,7 @@ import yaml
 
 from fuse_gated import control, supervision
 from fuse_gated.config.policy_file import parse_policy
-from fuse_gated.config.settings import Admission, Audit, Settings, Tls
+from fuse_gated.config.settings import Admission, Audit, Proxies, Settings, Tls
 from fuse_gated.config.settings_file import parse_settings
 from fuse_gated.edge.fuse_requests import OPCODES
 from fuse_gated.gate.audit import KINDS
@@ -231,10 +231,10 @@ def settings_rows(configuration: Any, tables_of: Tables) -> list[list[list[str]]
 
 
 def test_every_setting_is_told_with_its_default(configuration: Any, tables_of: Tables) -> None:
-    kinds = (Settings, Tls, Admission, Audit)
+    kinds = (Settings, Tls, Admission, Proxies, Audit)
     for rows, kind in zip(settings_rows(configuration, tables_of), kinds, strict=True):
         assert [code(row[0])[0] for row in rows] == fields(kind)
-    top, _tls, admission, audit = settings_rows(configuration, tables_of)
+    top, _tls, admission, _proxies, audit = settings_rows(configuration, tables_of)
     for prefix, rows in (("", top), ("admission", admission), ("audit", audit)):
         for row in rows:
             name, default = code(row[0])[0], code(row[1].rpartition("," if ";" not in row[1] else ";")[2])
@@ -248,7 +248,9 @@ def test_the_settings_example_has_every_key(configuration: Any) -> None:
     block = next(block for block in configuration.blocks if block.info == "yaml" and "seccomp" in block.body)
     data = yaml.safe_load(block.body)
     assert list(data) == fields(Settings)
-    assert [list(data[name]) for name in ("tls", "admission", "audit")] == [fields(kind) for kind in (Tls, Admission, Audit)]
+    assert [list(data[name]) for name in ("tls", "admission", "proxies", "audit")] == [
+        fields(kind) for kind in (Tls, Admission, Proxies, Audit)
+    ]
 
 
 def test_every_key_of_the_policy_is_told(configuration: Any, tables_of: Tables) -> None:

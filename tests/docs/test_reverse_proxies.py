@@ -14,7 +14,9 @@ import pytest
 from harness import Server, Stage, need, need_that
 from harness.certificates import Authority
 from harness.log import DEADLINE
-from harness.waiting import until
+from harness.waiting import told, until, wait_for_record
+
+from fuse_gated import control
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "reverse-proxies"
 PAGE = EXAMPLES.parents[1] / "production" / "reverse-proxies.md"
@@ -29,6 +31,8 @@ class Proxy:
     authority: Path
     stage: Stage
     server: Server
+    kind: str
+    log: Path
 
 
 def changed(name: str, changes: dict[str, str]) -> str:
@@ -74,6 +78,14 @@ def haproxy(directory: Path, certificate: Path, key: Path, port: int, behind: in
     return ["haproxy", "-db", "-f", str(configuration)]
 
 
+def haproxy_passthrough(directory: Path, _certificate: Path, _key: Path, port: int, behind: int) -> list[str]:
+    """The same for HAProxy that leaves TLS to the server."""
+    configuration = directory / "haproxy.cfg"
+    changes = {"bind :443": f"bind 127.0.0.1:{port}", "127.0.0.1:7433": f"127.0.0.1:{behind}"}
+    configuration.write_text(changed("haproxy-passthrough.cfg", changes))
+    return ["haproxy", "-db", "-f", str(configuration)]
+
+
 def caddy(directory: Path, certificate: Path, key: Path, port: int, behind: int) -> list[str]:
     """The same for Caddy, with a certificate of ours: it would get one by itself."""
     configuration = directory / "Caddyfile"
@@ -91,11 +103,15 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.fixture(params=[nginx, haproxy, caddy], ids=["nginx", "haproxy", "caddy"])
+PROXIES = {nginx: "x-forwarded-for", haproxy: "proxy-protocol", haproxy_passthrough: "proxy-protocol", caddy: "x-forwarded-for"}
+"""How each says whose connection it is, as its section of the page has it."""
+
+
+@pytest.fixture(params=PROXIES, ids=lambda proxy: proxy.__name__)
 def proxy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     need("root", "fuse")
     monkeypatch.setenv("PATH", PROGRAMS)
-    name = request.param.__name__
+    name = request.param.__name__.partition("_")[0]
     if name == "caddy" and shutil.which(name) is None:
         # Not `need`: it is large, and its page calls it an example.
         pytest.skip("this machine lacks caddy")
@@ -107,7 +123,10 @@ def proxy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         directory.mkdir()
         authority = Authority(directory)
         pair = authority.issue("proxy")
-        server = stage.server()
+        settings: dict[str, object] = {"proxies": {"addresses": ["127.0.0.1"], "header": PROXIES[request.param]}}
+        if request.param is haproxy_passthrough:
+            settings["tls"] = {"certificate": str(pair.certificate), "key": str(pair.key)}
+        server = stage.server(settings=settings)
         command = request.param(directory, pair.certificate, pair.key, port, server.port)
         taken.close()
         log = directory / "log"
@@ -116,13 +135,13 @@ def proxy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         try:
             until(lambda: listens(port) or process.poll() is not None, "a proxy that listens")
             assert process.poll() is None, log.read_text()
-            yield Proxy(port, authority.certificate, stage, server)
+            yield Proxy(port, authority.certificate, stage, server, request.param.__name__, log)
         finally:
             process.terminate()
             process.wait(DEADLINE)
 
 
-@pytest.mark.parametrize("name", ["nginx.conf", "haproxy.cfg", "Caddyfile"])
+@pytest.mark.parametrize("name", ["nginx.conf", "haproxy.cfg", "haproxy-passthrough.cfg", "Caddyfile"])
 def test_the_page_shows_the_file(name: str) -> None:
     assert f"\n{(EXAMPLES / name).read_text('utf-8')}```\n" in PAGE.read_text("utf-8")
 
@@ -140,16 +159,42 @@ def test_a_client_works_through_it(proxy: Proxy) -> None:
     export.stop()
 
 
-def test_a_refusal_comes_through(proxy: Proxy) -> None:
-    """As the page says it is tried: without a token."""
+def ask(proxy: Proxy, request: bytes, source: str = "127.0.0.1") -> bytes:
+    """The answer to an HTTP request, sent from that address."""
     context = ssl.create_default_context(cafile=str(proxy.authority))
-    request = (
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: fuse-gate.v1\r\n\r\n"
-    )
     with (
-        socket.create_connection(("127.0.0.1", proxy.port), DEADLINE) as plain,
+        socket.create_connection(("127.0.0.1", proxy.port), DEADLINE, (source, 0)) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
         connection.sendall(request)
-        assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
+        return connection.recv(4096)
+
+
+def test_a_refusal_comes_through_and_the_audit_has_the_clients_address(proxy: Proxy) -> None:
+    """As the page says it is tried: without a token. What the client claims to be counts for nothing."""
+    before = len(told(proxy.server))
+    request = (
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: fuse-gate.v1\r\n"
+        b"X-Forwarded-For: 198.51.100.66\r\n\r\n"
+    )
+    assert ask(proxy, request, "127.0.0.9").startswith(b"HTTP/1.1 401 ")
+    wait_for_record(proxy.server, before, says="no token; from 127.0.0.9", kind="login-refused")
+
+
+def test_haproxy_sees_that_the_server_drains(proxy: Proxy) -> None:
+    """By its checks: then it answers itself, and others would get what comes."""
+    if not proxy.kind.startswith("haproxy"):
+        pytest.skip("it makes no checks")
+    runtime = str(proxy.server.runtime)
+    control.call(runtime, "drain")
+    until(lambda: "Server fuse-gated/local is DOWN" in proxy.log.read_text(), "a check that tells it")
+    assert "503" in next(line for line in proxy.log.read_text().splitlines() if "is DOWN" in line)
+    control.call(runtime, "drain", undo=True)
+    until(lambda: "Server fuse-gated/local is UP" in proxy.log.read_text(), "a check that takes it back")
+
+
+def test_a_health_check_comes_through(proxy: Proxy) -> None:
+    answer = ask(proxy, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\nok\n")

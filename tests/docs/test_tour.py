@@ -71,6 +71,7 @@ def check(said: str, driver: str) -> None:
     for promise in (
         "built on the server, from files that never left the client",
         "+/* written on the client */\n    +/* written on the server */\n",
+        "    all there\n",
         "PASSWORD=hunter2",
         "cat: .env: No such file or directory",
         "denied: create /.git/hooks/pre-commit (tenant acme)",

@@ -301,7 +301,7 @@ def test_terms_are_bounded(server: Server) -> None:
 
 
 def test_requests_in_flight_are_bounded(server: Server) -> None:
-    server.answering.begin(terms(3))
+    server.answering.resume(terms(3))
     for _ in range(3):
         server.ask(wire.Getattr(b"file"))
     assert violation(lambda: server.ask(wire.Getattr(b"file"))) == ("more than 3 requests in flight", 1008)
@@ -309,7 +309,7 @@ def test_requests_in_flight_are_bounded(server: Server) -> None:
 
 def test_bytes_in_flight_are_bounded(server: Server) -> None:
     handle = server.open()
-    server.answering.begin(terms(16, 1000))
+    server.answering.resume(terms(16, 1000))
     server.ask(wire.Read(handle, 0, 600))
     server.ask(wire.Read(handle, 0, -5))
     assert violation(lambda: server.ask(wire.Read(handle, 0, 401))) == ("more than 1000 bytes in flight", 1008)

@@ -164,3 +164,37 @@ def test_an_interrupted_caller_is_told_of_once(scene: Scene, monkeypatch: pytest
     scene.worker.setblocking(False)
     with pytest.raises(BlockingIOError):
         scene.worker.recv(1)
+
+
+def test_who_is_thrown_out_waits_no_more(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KeyboardInterrupt in a program's main thread, for one."""
+    monkeypatch.setattr(asking, "INTERRUPTS_EVERY", 0.01)
+
+    def stop() -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scene.asking, "_is_interrupted", stop)
+    with pytest.raises(KeyboardInterrupt):
+        scene.asking.ask(CALLER, op.Statfs(b""))
+    unique, _ = scene.asked()
+    assert scene.asked()[1] == op.Interrupt(unique)
+    scene.answer(unique, op.Failed(errno.EINTR))
+    assert not scene.asking._waiting
+
+
+def test_several_may_be_started_before_one_is_finished(scene: Scene) -> None:
+    waiting = [scene.asking.start(CALLER, op.Read(b"", 5, offset, 3)) for offset in (0, 3)]
+    numbers = [scene.asked()[0] for _ in waiting]
+    scene.answer(numbers[1], op.Data(b"def"))
+    scene.answer(numbers[0], op.Data(b"abc"))
+    assert [scene.asking.finish(each) for each in waiting] == [b"abc", b"def"]
+
+
+def test_in_a_process_that_was_forked(scene: Scene) -> None:
+    """Nothing is asked there, and nothing is closed for the parent."""
+    assert not scene.asking.closed
+    scene.asking.abandon()
+    assert scene.asking.closed
+    with pytest.raises(OSError, match="not connected"):
+        scene.asking.ask(CALLER, op.Statfs(b""))
+    scene.worker.send(b"the socket is still there")

@@ -111,7 +111,7 @@ def test_init_is_answered_with_our_version_and_what_both_can_do(pair, log):
     answer = init_out(body)
     assert (answer["major"], answer["minor"], answer["readahead"]) == (7, 45, 2**20)
     assert answer["flags"] | answer["flags2"] << 32 == sum(FLAGS.values())
-    assert (answer["max_write"], answer["max_pages"], answer["granularity"]) == (2**20, 256, 1)
+    assert (answer["max_write"], answer["max_pages"], answer["granularity"]) == (2**20, 2**20 // os.sysconf("SC_PAGE_SIZE"), 1)
     assert 0 < answer["congestion"] <= answer["background"]
     assert driver.negotiated == fuse_kernel.Negotiated(45, sum(FLAGS.values()), 2**20)
     assert (log.ready, log.ended, log.requests) == (1, 0, [])
@@ -131,7 +131,27 @@ def test_only_what_the_kernel_offers_is_used(pair):
     driver.ready()
     answer = init_out(kernel.receive()[2])
     assert (answer["flags"], answer["flags2"]) == (FLAGS["POSIX_LOCKS"], 0)
-    assert (answer["max_write"], answer["max_pages"]) == (128 * 1024, 32), "without MAX_PAGES a request has 32 pages at most"
+    assert answer["max_write"] == min(2**20, 32 * os.sysconf("SC_PAGE_SIZE")), "without MAX_PAGES a request has 32 pages at most"
+
+
+@pytest.mark.parametrize(
+    ("page", "flags", "expected"),
+    [
+        (4096, EVERY_FLAG, (2**20, 256)),
+        (16384, EVERY_FLAG, (2**20, 64)),
+        (65536, EVERY_FLAG, (2**20, 16)),
+        (4096, 0, (2**17, 32)),
+        (16384, 0, (2**19, 32)),
+        (65536, 0, (2**20, 16)),
+    ],
+)
+def test_a_request_carries_no_more_where_pages_are_larger(pair, monkeypatch, page, flags, expected):
+    monkeypatch.setattr(fuse_kernel, "_PAGE", page)
+    driver, kernel = pair
+    kernel.init(flags=flags)
+    driver.ready()
+    answer = init_out(kernel.receive()[2])
+    assert (answer["max_write"], answer["max_pages"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -161,7 +181,8 @@ def test_a_request_comes_with_its_caller(pair, log):
     driver, kernel = pair
     kernel.send("LOOKUP", b"name\0", unique=2**63 + 8, node=5)
     driver.ready()
-    assert log.requests == [(2**63 + 8, Caller(1000, 1001, 4321), op.Lookup(5, b"name"))]
+    # Sent again it has the number that it had: bit 63 says that it is (FUSE_UNIQUE_RESEND).
+    assert log.requests == [(8, Caller(1000, 1001, 4321), op.Lookup(5, b"name"))]
 
 
 def test_nothing_to_read_is_no_fault(pair, log):

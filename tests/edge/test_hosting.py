@@ -45,6 +45,9 @@ REQUESTS: list[op.Request] = [
     op.Removexattr(b"f", b"user.a"),
     op.Getlk(b"", 5, 9, 0, 2**63 - 1, 1, 4321),
     op.Setlk(b"", 5, 9, 0, 10, 1, 4321, True, False),
+    op.Lseek(b"", 5, 2**40, 3),
+    op.Fallocate(b"", 5, 0, 2**40, 1),
+    op.CopyFileRange(b"", 5, 0, b"d/f", 6, 7, 2**40),
     op.Interrupt(8),
 ]
 
@@ -120,6 +123,8 @@ def test_what_libfuse_cannot_have_sent(packet: bytes) -> None:
         (op.Getlk, op.Lock(1, 2, 0, 4), (0, 1, 2, 4)),
         (op.Readdir, op.Listing((op.DirectoryEntry(b"\xff", 5, 3, 0o100000),)), ((b"\xff", 5, 3, 0o100000),)),
         (op.Statfs, SPACE, SPACE),
+        (op.Lseek, op.Position(2**40), 2**40),
+        (op.CopyFileRange, op.Count(2**40), 2**40),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, op.Answer) else "",
 )
@@ -127,6 +132,31 @@ def test_an_answer_arrives_as_it_was(kind: type[op.Request], answer: op.Answer, 
     answered = hosting.decode_answer(hosting.encode_answer(8, answer))
     assert (answered.unique, answered.errno) == (8, 0)
     assert hosting.decode_result(kind, answered.result) == expected
+
+
+def test_a_listing_with_attributes() -> None:
+    entries = (
+        op.DirectoryEntry(b"a", 5, 3, 0o100000, op.Entry(1, FOUND)),
+        op.DirectoryEntry(b"b", 6, 4, 0o040000),
+    )
+    answered = hosting.decode_answer(hosting.encode_answer(8, op.Listing(entries, plus=True)))
+    expected = ((b"a", 5, 3, 0o100000, FOUND), (b"b", 6, 4, 0o040000, None))
+    assert hosting.decode_result(op.Readdir, answered.result, plus=True) == expected
+    with pytest.raises(ProtocolError, match="malformed result of readdir"):
+        hosting.decode_result(op.Readdir, answered.result)
+
+
+def test_a_greeting() -> None:
+    assert hosting.decode_greeting(hosting.encode_greeting()) == (0, "")
+    assert hosting.decode_greeting(hosting.encode_greeting(24, "too many")) == (24, "too many")
+
+
+@pytest.mark.parametrize(
+    "packet", [b"", hosting.encode_answer(8, op.Data(b"x")), hosting.encode_greeting()[:-1] + b"\xc0", packet(8, 0, "early")]
+)
+def test_what_is_no_greeting(packet: bytes) -> None:
+    with pytest.raises(ProtocolError, match="worker"):
+        hosting.decode_greeting(packet)
 
 
 def test_a_failure_has_an_errno() -> None:

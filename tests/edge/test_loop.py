@@ -153,6 +153,31 @@ def test_a_timer_may_be_cancelled_by_another_that_is_due_with_it(loop):
     assert ran == []
 
 
+def test_cancelled_timers_are_not_kept_until_they_are_due(loop):
+    kept = [loop.after(3600.0, int) for _ in range(100)]
+    for _ in range(5000):
+        loop.after(3600.0, int).cancel()
+    assert len(loop._timers) < 500
+    assert {timer for timer in loop._timers if timer.callback} == set(kept)
+
+
+def test_a_timer_that_runs_may_set_many_others(loop):
+    ran = []
+
+    def many():
+        for number in range(300):
+            timer = loop.at(loop.now - 1, lambda number=number: ran.append(number))
+            if number % 3:
+                timer.cancel()
+
+    loop.at(loop.now - 1, many)
+    loop.soon(int)
+    loop.turn()
+    loop.soon(int)
+    loop.turn()
+    assert sorted(ran) == list(range(0, 300, 3))
+
+
 def test_cancelled_timers_do_not_wake_the_loop(loop):
     loop.after(0.0, lambda: None).cancel()
     woken = []

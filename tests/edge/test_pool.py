@@ -1,4 +1,5 @@
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,3 +99,28 @@ def test_a_thread_that_hangs_does_not_hold_up_the_end(loop: Loop) -> None:
     assert not pool.close(0.01)
     gate.set()
     assert pool.close(10)
+
+
+def test_a_cancelled_job_holds_nothing(loop: Loop) -> None:
+    """It stays in the queue for as long as no thread comes by, and a server could have any number of them made."""
+    pool, heard, gate = Pool(loop, threads=1), Heard(), threading.Event()
+    pool.submit(gate.wait, heard)
+    large = bytearray(1)
+    reference = weakref.ref(work := Large(large))
+    job = pool.submit(work, heard)
+    del work
+    assert reference() is not None
+    assert pool.cancel(job)
+    assert reference() is None
+    gate.set()
+    assert pool.close(10)
+
+
+class Large:
+    """Work that holds data."""
+
+    def __init__(self, data: bytearray) -> None:
+        self.data = data
+
+    def __call__(self) -> None:
+        """It is never called."""

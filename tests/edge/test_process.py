@@ -194,6 +194,19 @@ OTHER_WORDS = {"thread": "can't start new thread", "limit-self": "not allowed to
 """For EPERM."""
 
 
+@pytest.mark.parametrize(("inherited", "own"), [("-400\n", "0"), ("0\n", "0\n"), ("200\n", "200\n")])
+def test_a_worker_is_not_spared_where_its_parent_is(tmp_path: Path, inherited: str, own: str) -> None:
+    setting = tmp_path / "oom_score_adj"
+    setting.write_text(inherited)
+    process.be_killed_first(str(setting))
+    assert setting.read_text() == own
+
+
+def test_without_proc_a_worker_is_made_all_the_same(tmp_path: Path) -> None:
+    process.be_killed_first(str(tmp_path / "missing"))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ATTEMPTS)
 def test_the_cage_forbids(name: str, surroundings: Surroundings) -> None:
     need("root")
@@ -716,6 +729,13 @@ def test_accounts_and_groups_are_found_by_name() -> None:
     assert process.find_account("no-such-user-here") is None
     assert process.find_group("root") == 0
     assert process.find_group("no-such-group-here") is None
+
+
+@pytest.mark.parametrize(("fuse", "groups"), [(None, [9, 70]), (7, [7, 9, 70])])
+def test_the_groups_of_the_daemon(monkeypatch: pytest.MonkeyPatch, fuse: int | None, groups: list[int]) -> None:
+    monkeypatch.setattr(process, "find_group", {"fuse": fuse}.__getitem__)
+    monkeypatch.setattr(os, "getgrouplist", lambda name, group: [70, group, 9] if name == "gatekeeper" else [])
+    assert process.groups_of(process.Account("gatekeeper", 4711, 4712)) == groups
 
 
 def test_a_stderr_that_is_gone_is_no_reason_to_stop(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,10 @@
 """edge/seccomp.py: the list itself. What it does to a process is in test_process.py."""
 
+import errno
 import importlib
+import operator
 import os
+import struct
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -54,6 +57,61 @@ def test_a_filter_is_built_for_either_architecture() -> None:
             programs.append(file.read())
     assert programs[0] == programs[1 if os.uname().machine == "x86_64" else 2]
     assert programs[1] != programs[2]
+
+
+def judge(program: bytes, machine: int, number: int, *arguments: int) -> int:
+    """What the kernel would make of a call: the filter as it runs it (linux/filter.h, linux/seccomp.h: struct seccomp_data)."""
+    data = struct.pack("<iIQ6Q", number, machine, 0, *arguments, *[0] * (6 - len(arguments)))
+    steps = list(struct.iter_unpack("<HBBI", program))
+    compare = {0x10: operator.eq, 0x20: operator.gt, 0x30: operator.ge, 0x40: lambda one, other: bool(one & other)}
+    place = accumulator = 0
+    while True:
+        code, jump_true, jump_false, constant = steps[place]
+        place += 1
+        match code & 7, code:
+            case 6, 0x06:  # ret #k
+                return constant
+            case 0, 0x20:  # ld [k]
+                (accumulator,) = struct.unpack_from("<I", data, constant)
+            case 4, 0x54:  # and #k
+                accumulator &= constant
+            case 5, 0x05:  # ja
+                place += constant
+            case 5, _ if code & 8 == 0:  # jeq, jgt, jge, jset
+                place += jump_true if compare[code & 0xF0](accumulator, constant) else jump_false
+            case _:
+                raise AssertionError(f"libseccomp has made an instruction {code:#x}")
+
+
+ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM  # linux/seccomp.h
+
+
+@pytest.mark.parametrize(("name", "machine"), [("X86_64", 0xC000003E), ("AARCH64", 0xC00000B7)])
+def test_the_filter_lets_through_what_is_listed_on_either_architecture(name: str, machine: int) -> None:
+    """`machine`: AUDIT_ARCH_… (linux/audit.h)."""
+    library = seccomp.library()
+    architecture = getattr(library.Arch, name)
+    with tempfile.TemporaryFile() as file:
+        seccomp.build_filter(architecture).export_bpf(file)
+        file.seek(0)
+        program = file.read()
+    numbers = {listed: library.resolve_syscall(architecture, listed) for listed in NAMES}
+    free = {numbers[listed] for listed in seccomp.ALLOWED if numbers[listed] >= 0}
+    # Those that are looked into as well: with arguments that fit nothing.
+    wrong = 2**64 - 1
+    passed = {number for number in range(1024) if judge(program, machine, number, *[wrong] * 6) == ALLOW}
+    assert passed == free
+    assert {judge(program, machine, number, *[wrong] * 6) for number in range(1024)} == {ALLOW, REFUSE}
+    for listed, conditions in seccomp.WITH_ARGUMENTS:
+        given = [0] * 6
+        for index, mask, value in conditions:
+            given[index] = wrong & ~mask | value
+        assert judge(program, machine, numbers[listed], *given) == ALLOW, listed
+    assert judge(program, machine, numbers["tgkill"], os.getpid(), 1, 2) == ALLOW
+    assert judge(program, machine, numbers["mmap"], 0, 4096, 7) == REFUSE
+    # The same numbers mean other calls to a program of 32 bits: it is ended.
+    for other in (0x40000003, 0x40000028, 0xC000003E ^ 0xC00000B7 ^ machine):
+        assert judge(program, other, numbers["read"]) == KILL
 
 
 def test_debians_binding_is_taken_first(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:

@@ -18,6 +18,7 @@ from fuse_gated.edge.destination import Destination, parse_server
 from fuse_gated.edge.files import Export
 from fuse_gated.edge.loop import Loop
 from fuse_gated.errors import GateError
+from fuse_gated.persistence import Persistence
 
 _NOBODY = 65534
 
@@ -132,12 +133,13 @@ class _Meeting(Loop):
 def _meet(directory: Path, stage: int, rest: bytes) -> None:
     server, theirs = socket.socketpair()
     server.setblocking(False)
+    theirs.setblocking(False)
     loop = _Meeting(server, stage, rest)
     destination = Destination(uri=parse_server("ws://127.0.0.1:1"), token="token", name="src")
     events: list[Event] = []
-    with server, mock.patch("fuse_gated.client.socket.create_connection", return_value=theirs):
+    with server, mock.patch("fuse_gated.connection.connect", return_value=theirs):
         with contextlib.suppress(GateError):
-            Client(loop, Export(directory), destination, events.append).run()
+            Client(loop, Export(directory), destination, events.append, Persistence(reconnect=False)).run()
         assert [event.event for event in events].count("closed") == 1
         loop.close()
 

@@ -4,8 +4,8 @@ import hmac
 
 import pytest
 
-from fuse_gated.gate.admission import Logins, Startups, may_open
-from fuse_gated.gate.tenant import Exports, Tenant, Token
+from fuse_gated.gate.admission import Logins, Startups, may_attach, may_open
+from fuse_gated.gate.tenant import Exports, Identity, Tenant, Token
 
 TODAY = datetime.date(2026, 6, 1)
 
@@ -71,6 +71,31 @@ def test_startups_change() -> None:
     assert startups.admit("192.0.2.1") is None
     startups.change(1, 1)
     assert startups.admit("192.0.2.2") is not None
+
+
+def test_a_proxys_connections_are_counted_where_they_come_from() -> None:
+    startups = Startups(most=6, per_address=2)
+    assert [startups.admit("127.0.0.1", proxy=True) for _ in range(4)] == [None] * 4
+    assert [startups.move("127.0.0.1", "192.0.2.1") for _ in range(2)] == [None, None]
+    refusal = startups.move("127.0.0.1", "192.0.2.1")
+    assert refusal is not None
+    assert (refusal.status, "2 connections from 192.0.2.1" in refusal.reason) == (429, True)
+    # What is refused stays the proxy's until it is gone; and who comes by no proxy is counted with the others.
+    assert startups.count == 4
+    assert startups.admit("192.0.2.1") is not None
+    assert startups.move("127.0.0.1", "192.0.2.2") is None
+    startups.done("192.0.2.1")
+    assert startups.admit("192.0.2.1") is None
+    startups.done("127.0.0.1")
+    assert dict(startups._addresses) == {"192.0.2.1": 2, "192.0.2.2": 1}
+
+
+def test_proxies_have_no_more_than_there_is() -> None:
+    startups = Startups(most=2, per_address=1)
+    assert [startups.admit("127.0.0.1", proxy=True) for _ in range(2)] == [None, None]
+    refusal = startups.admit("127.0.0.1", proxy=True)
+    assert refusal is not None
+    assert refusal.status == 503
 
 
 def digest(token: bytes) -> str:
@@ -151,3 +176,24 @@ def test_which_exports_it_may_not_open(export: str, open_exports: list[str], sta
     assert refusal.status == status
     assert message in refusal.reason
     assert len(refusal.reason) < 300
+
+
+@pytest.mark.parametrize(
+    ("identity", "ownership", "uid", "gids", "may"),
+    [
+        (Identity(owner_uid=0, owner_gid=0), "mapped", 0, (), True),
+        (Identity(owner_uid=0, owner_gid=0), "mapped", 7, (0,), False),
+        (Identity(owner_uid=0, owner_gid=0, uids=(7, 8)), "mapped", 8, (), True),
+        (Identity(owner_uid=0, owner_gid=0, uids=(7, 8), gids=(5,)), "mapped", 9, (4, 6), False),
+        (Identity(owner_uid=0, owner_gid=0, uids=(7, 8), gids=(5,)), "mapped", 9, (4, 5), True),
+        (Identity(owner_uid=0, owner_gid=0, anyone=True), "mapped", 9, (), True),
+        (Identity(owner_uid=0, owner_gid=0, anyone=True), "passthrough", 9, (), False),
+        (Identity(owner_uid=0, owner_gid=0), "passthrough", 0, (), True),
+    ],
+)
+def test_who_may_attach(identity: Identity, ownership: str, uid: int, gids: tuple[int, ...], may: bool) -> None:
+    why = may_attach(Tenant(name="acme", ownership=ownership), identity, uid, gids)
+    assert (why is None) == may
+    if identity.anyone and not may:
+        assert why is not None
+        assert why.startswith("tenant acme passes ownership through")

@@ -125,8 +125,54 @@ def test_any_other_order_is_found(order: list[int]) -> None:
 def test_any_duplicate_is_found(count: int, data: st.DataObject) -> None:
     records = told(count)
     index = data.draw(st.integers(0, count - 1))
-    records.insert(data.draw(st.integers(index + 1, count)), dict(records[index]))
-    assert faults(records) == [("duplicate", index + 1, index + 1)]
+    place = data.draw(st.integers(index + 1, count))
+    records.insert(place, dict(records[index]))
+    # Right behind itself it is what a successor does; the one behind the last was told by whoever closed the session.
+    assert faults(records) == ([("duplicate", index + 1, index + 1)] if place > index + 1 else [])
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("index", [0, 2, 4])
+def test_a_record_that_a_successor_told_again_is_noted(index: int, times: int) -> None:
+    records = told(5)
+    records[index + 1 : index + 1] = [dict(records[index])] * times
+    (session,) = verify(records)
+    assert session.faults == ()
+    assert session.notes == (f"record {index + 1} is there twice in succession, the same both times: "
+                             "another worker went on from there",)  # fmt: skip
+    assert (session.records, session.last) == (5 + times, 5)
+
+
+def test_two_that_were_told_again_are_two_notes() -> None:
+    records = told(5)
+    records = [records[0], *records, records[4]]
+    (session,) = verify(records)
+    assert (session.faults, len(session.notes)) == ((), 2)
+
+
+def test_between_other_sessions_records_it_is_in_succession_too() -> None:
+    one, two = told(3, "s1"), told(3, "s2")
+    (first, second) = verify([one[0], two[0], one[0], *two[1:], *one[1:]])
+    assert (first.faults, len(first.notes), second.faults, second.notes) == ((), 1, (), ())
+
+
+@pytest.mark.parametrize("field", ["FUSE_GATED_PATH", "MESSAGE", "FUSE_GATED_CHAIN"])
+def test_another_record_of_the_same_number_is_a_fault(field: str) -> None:
+    records = told(5)
+    records.insert(3, records[2] | {field: b"0" * 64})
+    assert ("duplicate", 3, 3) in faults(records)
+
+
+def test_told_again_too_late_is_a_fault() -> None:
+    records = told(5)
+    records.insert(4, dict(records[2]))
+    assert faults(records) == [("duplicate", 3, 3)]
+
+
+def test_told_again_where_one_is_missing() -> None:
+    """The doubled one does not fill the gap."""
+    records = told(6)
+    assert faults([*records[:2], records[3], records[3], *records[4:]]) == [("missing", 3, 3)]
 
 
 @given(st.integers(1, 12), st.data())

@@ -26,8 +26,10 @@ Step = Frame | bytes | Callable[["ScriptedServer"], None]
 Script = Callable[[], Generator[Iterable[Step], Any, None]]
 
 
-def welcome(requests: int = 64, size: int = 2**26, mount: str = MOUNT) -> Welcome:
-    return Welcome(Terms(session="session-1", resume=b"r" * 32, mount=mount, max_in_flight=requests, max_bytes_in_flight=size))
+def welcome(requests: int = 64, size: int = 2**26, mount: str = MOUNT, **more: Any) -> Welcome:
+    """`more`: of the terms."""
+    known = {"session": "session-1", "resume": b"r" * 32, "mount": mount, "max_in_flight": requests, "max_bytes_in_flight": size}
+    return Welcome(Terms(**{**known, **more}))
 
 
 def asks(*arguments: Arguments, first: int = 1) -> list[Ask]:
@@ -36,9 +38,12 @@ def asks(*arguments: Arguments, first: int = 1) -> list[Ask]:
 
 
 class ScriptedServer:
-    """Listens on a port of 127.0.0.1 and serves one connection after the other. `answer` is the upgrade's: None accepts."""
+    """Listens on a port of 127.0.0.1 and serves one connection after the other. `answer` is the upgrade's: None accepts.
+    `on_accept` is called with the connection's number, from 0 on, before it is served."""
 
-    def __init__(self, loop: Loop, script: Script | None = None, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, loop: Loop, script: Script | None = None, tls: ssl.SSLContext | None = None, port: int = 0
+    ) -> None:
         self.loop = loop
         self.script = script
         self.answer: tuple[int, str] | None = None
@@ -50,9 +55,11 @@ class ScriptedServer:
         self.websocket: WebSocket | None = None
         self.connection: socket.socket | None = None
         self.on_end: Callable[[], None] = lambda: None
+        self.on_accept: Callable[[int], None] = lambda _: None
+        self.websockets: list[WebSocket] = []
         self._tls = tls
         self._play: Generator[Iterable[Step], Any, None] | None = None
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         loop.watch(self._listener.fileno(), self._accept)
@@ -60,8 +67,8 @@ class ScriptedServer:
     def close(self) -> None:
         self.loop.forget(self._listener.fileno())
         self._listener.close()
-        if self.websocket is not None:
-            self.websocket.abort()
+        for websocket in self.websockets:
+            websocket.abort()
 
     def send(self, *steps: Step) -> None:
         """Frames that follow one another go as one message; bytes are a message as they are."""
@@ -112,11 +119,13 @@ class ScriptedServer:
     def _accept(self, _events: int) -> None:
         connection, _ = self._listener.accept()
         connection.setblocking(False)
+        self.on_accept(len(self.websockets))
         if self._tls is not None:
             connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         subprotocols = None if self.subprotocols is None else [Subprotocol(name) for name in self.subprotocols]
         self.connection = connection
         self.websocket = WebSocket(self.loop, connection, ServerProtocol(subprotocols=subprotocols, max_size=None), self)
+        self.websockets.append(self.websocket)
         if self.script is not None:
             self._play = self.script()
             assert next(self._play) == ()

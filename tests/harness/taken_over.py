@@ -159,7 +159,7 @@ def allowed(worker: Worker, _facts: Facts) -> str:
 
 def login_again(worker: Worker, facts: Facts) -> None:
     """The daemon knows whose session this is."""
-    worker.channel.send(supervision.Login(facts["digest"]))
+    worker.channel.send(supervision.Login(facts["token"].encode()))
 
 
 def open_again(worker: Worker, facts: Facts) -> None:
@@ -174,7 +174,8 @@ def nonsense(worker: Worker, _facts: Facts) -> None:
 
 def vast_report(worker: Worker, _facts: Facts) -> None:
     """Numbers that no answer can carry."""
-    zero = supervision.Report(0, worker.serving.turnstile.statistics, 0, 0, 0, 0, 0, "", False)  # type: ignore[union-attr]
+    assert worker.mounted is not None
+    zero = supervision.Report(0, worker.mounted.serving.turnstile.statistics, 0, 0, 0, 0, 0, "", False)
     most = dict.fromkeys(("operations", "denied", "failed", "bytes_read", "bytes_written"), 2**63)
     for _ in range(3):
         worker.channel.send(msgspec.structs.replace(zero, statistics=type(zero.statistics)(**most)))
@@ -205,7 +206,7 @@ def _take_over() -> None:
     ordinary = Worker.on_message
 
     def on_message(worker: Worker, data: bytes | bytearray) -> None:
-        if worker.serving is not None and data.startswith(ORDER):
+        if worker.mounted is not None and data.startswith(ORDER):
             obey(worker, data)
         else:
             ordinary(worker, data)

@@ -4,7 +4,6 @@ Only `make packages-test` runs these tests: they build everything twice, which t
 machine is another system they make a root filesystem of it, which is kept in the cache.
 """
 
-import hashlib
 import os
 import subprocess
 import tempfile
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from harness import need, need_that
+from harness import need
+from harness.roots import DEV, TOP, build_root, make_root
 
 if "FUSE_GATED_PACKAGES" not in os.environ:
     collect_ignore_glob = ["test_*.py"]
 
-TOP: Final = Path(__file__).parents[2]
-DEV: Final = TOP / "packaging/dev"
 GUEST: Final = TOP / "tests/system/guest.sh"
 PACKAGES: Final = ("fuse-gated", "fuse-gated-client", "python3-fuse-gated")
 LATER: Final = "9999"
@@ -72,34 +70,10 @@ class Built:
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
 
 
-def cached(name: str, key: str) -> Path:
-    """Where a root filesystem is kept that is made of `key`."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fuse-gated"
-    cache.mkdir(parents=True, exist_ok=True)
-    return cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-
-
-def make_root(name: str, include: str = "") -> Path:
-    """A root filesystem by build-root.sh, kept, and made anew when what it is made of changes."""
-    need("root", "mmdebstrap", "unshare")
-    control = (TOP / "debian/control").read_text().partition("\n\n")[0]
-    root = cached(name, include or (DEV / "build-root.sh").read_text() + control)
-    if not root.exists():
-        with tempfile.TemporaryDirectory(dir=root.parent) as place:
-            done = subprocess.run([DEV / "build-root.sh", f"{place}/root", *([include] if include else [])], capture_output=True)
-            need_that(done.returncode == 0, f"no root filesystem of Debian 13: {done.stderr.decode()[-500:]}")
-            Path(place, "root").rename(root)
-    return root
-
-
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """All packages of this tree, and of a later version."""
-    system = dict(line.partition("=")[::2] for line in Path("/etc/os-release").read_text().splitlines())
-    root = None if system.get("VERSION_CODENAME") == "trixie" else make_root("build")
-    if root is None:
-        need("dpkg-buildpackage", "lintian", "rpmbuild", "rpmlint", "apt-ftparchive", "gpg")
-    made = Built(tmp_path_factory.mktemp("packages"), root)
+    made = Built(tmp_path_factory.mktemp("packages"), build_root())
     made.place.chmod(0o755)
     made.build()
     return made

@@ -60,11 +60,16 @@ class Manager:
         path.write_text(text)
         path.chmod(0o644)
 
-    def start(self, **environment: str) -> process.Child:
-        """Both, joined; the daemon, once it is ready."""
+    def start(self, *, patience: float = DEADLINE, **environment: str) -> process.Child:
+        """Both, joined; the daemon."""
+        arguments = ["--runtime", str(self.runtime), "--patience", str(patience)]
+        self._spawn({"mountd": self.keepers}, lambda: keeper_program.main(arguments), 0, {})
+        return self.start_daemon(**environment)
+
+    def start_daemon(self, **environment: str) -> process.Child:
+        """Connected to the keeper that there is."""
         ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.connect(self.keepers.getsockname())
-        self._spawn({"mountd": self.keepers}, lambda: keeper_program.main(["--runtime", str(self.runtime)]), 0, {})
         passed = {"a": self.gate, "b": self.control, "mountd": ours}
         arguments = ["--etc", str(self.etc), "--runtime", str(self.runtime)]
         environment["NOTIFY_SOCKET"] = str(self.directory / "notify")
@@ -126,7 +131,7 @@ def manager(stage: Stage) -> Iterator[Manager]:
 
 
 def mounted(stage: Stage, manager: Any, name: str = "work") -> Any:
-    client = stage.export(manager, name=name)
+    client = stage.export(manager, name=name, options=["--no-reconnect"])
     client.mount_path()
     return client
 
@@ -140,7 +145,7 @@ def test_it_tells_how_it_is(stage: Stage, manager: Manager) -> None:
     (client.directory / "file").write_text("hello")
     assert Path(client.mount_path(), "file").read_text() == "hello"
     status = control.convert_status(control.call(str(manager.runtime), "status"))
-    assert (status.sessions, status.mountd, status.drivers) == (1, True, ("kernel",))
+    assert (status.sessions, status.mountd, status.drivers) == (1, True, ("kernel", "network"))
     client.stop()
     assert manager.hear("STATUS") == "STATUS=0 sessions, 1 tenant"
     daemon.send_signal(signal.SIGTERM)
@@ -179,6 +184,48 @@ def test_newcomers_are_refused_when_the_sockets_unit_is_stopped(stage: Stage, ma
     assert manager.hear("STATUS") == "STATUS=0 sessions, 1 tenant; accepting nobody new"
 
 
+def test_that_stop_comes_before_it_is_ready(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds, and the daemon serves what is mounted."""
+    spawn = manager._spawn
+
+    def with_a_stopped_keeper(*arguments: Any) -> process.Child:
+        child = spawn(*arguments)
+        if len(manager.children) == 1:
+            child.send_signal(signal.SIGSTOP)
+        return child
+
+    monkeypatch.setattr(manager, "_spawn", with_a_stopped_keeper)
+    daemon = manager.start()
+    caught = 1 << signal.SIGUSR1 - 1
+    until(lambda: int(status_of(daemon.pid)["SigCgt"], 16) & caught, "a daemon that hears it")
+    daemon.send_signal(signal.SIGUSR1)
+    until(lambda: not int(status_of(daemon.pid)["ShdPnd"], 16) & caught, "it has heard it")
+    manager.children[0].send_signal(signal.SIGCONT)
+    manager.hear("READY=1")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(manager.gate.getsockname())
+    assert daemon.wait(0) is None
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """As proc(5) has it."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_that_stop_comes_while_it_ends() -> None:
+    """As when both units are stopped at once. The interpreter gives a signal its default back as it ends: death. An ordinary
+    user's daemon is a program of its own, as a service is."""
+    need("root")
+    with Stage("libfuse") as stage:
+        program = stage.server().program
+        program.send(signal.SIGTERM)
+        while program.process.poll() is None:
+            for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+                program.send(number)
+        assert program.wait() == 0
+
+
 def test_a_daemon_whose_keeper_is_killed_ends_to_be_started_again(stage: Stage, manager: Manager) -> None:
     daemon = manager.start()
     client = mounted(stage, manager)
@@ -192,13 +239,35 @@ def test_a_daemon_whose_keeper_is_killed_ends_to_be_started_again(stage: Stage, 
     mounted(stage, manager, "again").stop()
 
 
-def test_a_keeper_whose_daemon_is_killed_unmounts_and_ends(stage: Stage, manager: Manager) -> None:
+def test_a_keeper_whose_daemon_is_killed_leaves_its_mounts_to_the_next_one(stage: Stage, manager: Manager) -> None:
     daemon = manager.start()
+    manager.hear("READY=1")
+    client = mounted(stage, manager)
+    before = mounts_beneath(manager.runtime)
+    daemon.send_signal(signal.SIGKILL)
+    daemon.wait(DEADLINE)
+    manager.start_daemon()
+    manager.hear("READY=1")
+    assert mounts_beneath(manager.runtime) == before
+    assert manager.children[0].wait(0) is None
+    client.program.wait()
+
+
+def test_a_keeper_whose_daemon_is_killed_and_has_no_successor_unmounts_and_ends(stage: Stage, manager: Manager) -> None:
+    daemon = manager.start(patience=0.1)
     client = mounted(stage, manager)
     daemon.send_signal(signal.SIGKILL)
     assert manager.children[0].wait(DEADLINE) == 0
     assert mounts_beneath(manager.runtime) == []
     client.program.wait()
+
+
+@pytest.mark.parametrize("patience", ["-1", "nan", "inf", "soon"])
+def test_a_keepers_patience_is_a_number_of_seconds(patience: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        keeper_program.main(["--patience", patience])
+    assert ended.value.code == 2
+    assert "--patience" in capfd.readouterr().err
 
 
 def test_a_keeper_by_hand_says_how_it_is_started(capfd: pytest.CaptureFixture[str]) -> None:

@@ -70,12 +70,35 @@ def test_a_caller_who_does_not_wait_for_the_answer(server: Server) -> None:
     assert ask(server, "status")["sessions"] == 1
 
 
-def test_only_root_and_the_daemons_user_are_listened_to(server: Server) -> None:
-    """The group may open the socket, and is turned away by the kernel's word."""
-    nobody, other = Persona(65534, 65534), Persona(61001, 65534)
+OTHER: Final = Persona(61001, 65534)
+
+
+def test_only_root_and_the_daemons_user_are_answered(server: Server) -> None:
+    """The others may open the socket, and ask for what they may use without a mount."""
+    nobody = Persona(65534, 65534)
     assert nobody.call(control.call, str(server.runtime), "status")["sessions"] == 1
-    with pytest.raises(PeerError, match="broke off"):
-        other.call(control.call, str(server.runtime), "status")
+    with pytest.raises(OperatorError, match="'status' is for the operator"):
+        OTHER.call(control.call, str(server.runtime), "status")
+    assert OTHER.call(control.exports, str(server.runtime)) == []
+
+
+def test_others_keep_nobody_out(server: Server) -> None:
+    """Neither the operator nor each other: one user has four places, and all of them together have half."""
+
+    def hold(most: int) -> int:
+        callers = [call(server) for _ in range(most)]
+        for held, caller in enumerate(callers):
+            try:
+                caller.send(msgspec.msgpack.encode(control.Request("attach", {"session": "nothing/here"})))
+                if not caller.recv(control.MAX_PACKET):
+                    return held
+            except OSError:
+                return held
+        return most
+
+    assert OTHER.call(hold, 10) == 4
+    until(lambda: OTHER.call(control.exports, str(server.runtime)) == [], "they have gone")
+    assert ask(server, "status")["sessions"] == 1
 
 
 def test_more_callers_than_it_listens_to(server: Server) -> None:

@@ -159,7 +159,7 @@ def test_what_was_just_closed_is_removed(stage: Stage, server: Server) -> None:
 
 
 def test_sigterm_to_the_server(stage: Stage, server: Server) -> None:
-    client = stage.export(server)
+    client = stage.export(server, options=["--no-reconnect"])
     mount = client.mount_path()
     (mount / "file").write_text("kept")
     opened = os.open(mount / "file", os.O_RDONLY)
@@ -181,7 +181,7 @@ def test_sigterm_to_the_client(stage: Stage, server: Server) -> None:
 
 @pytest.mark.parametrize("program", [["fusermount3", "-u"], ["fusermount3", "-u", "-z"], ["umount"]])
 def test_unmounted_by_hand(stage: Stage, server: Server, program: list[str]) -> None:
-    client = stage.export(server)
+    client = stage.export(server, options=["--no-reconnect"])
     mount = client.mount_path()
     subprocess.run([*program, str(mount)], check=True)
     assert client.program.wait() == 1
@@ -224,7 +224,7 @@ def test_kill_9_of_a_part(stage: Stage, server: Server, victim: str) -> None:
 
 
 def test_kill_9_of_the_daemon(stage: Stage, server: Server) -> None:
-    client = stage.export(server)
+    client = stage.export(server, options=["--no-reconnect"])
     mount = client.mount_path()
     server.program.send(signal.SIGKILL)
     server.program.wait()
@@ -236,7 +236,7 @@ def test_kill_9_of_the_daemon(stage: Stage, server: Server) -> None:
 
 def test_all_killed_at_once_and_started_anew(stage: Stage, server: Server) -> None:
     """Nothing is left that could clean up: the next start does."""
-    client = stage.export(server)
+    client = stage.export(server, options=["--no-reconnect"])
     mount = client.mount_path()
     pids = sorted(processes_marked(server.mark))
     for number in (signal.SIGSTOP, signal.SIGKILL):
@@ -426,7 +426,7 @@ def etc(stage: Stage) -> Path:
     etc.mkdir(mode=0o755)
     policy = f"tenants: {{acme: {{users: [root], tokens: [{{sha256: {digest('acme')}}}]}}}}\n"
     write(etc / "policy.yaml", policy)
-    write(etc / "fuse-gated.yaml", "user: nobody\naudit: {to: file}\n")
+    write(etc / "fuse-gated.yaml", "user: nobody\naudit: {to: file}\ndrivers: [libfuse]\n")
     return etc
 
 
@@ -478,8 +478,9 @@ def test_a_driver_that_cannot_mount_here(stage: Stage, etc: Path, drivers: str, 
     assert re.search(expected, said), said
 
 
-def test_a_mount_point_with_something_in_it(stage: Stage, server: Server) -> None:
+def test_a_mount_point_with_something_in_it(stage: Stage) -> None:
     """libfuse's reason is told, by the server and to the client, and what is there stays."""
+    server = stage.server(settings={"drivers": ["libfuse"]})
     there = server.runtime / "mnt" / "acme" / "work" / "precious"
     there.parent.mkdir(parents=True)
     there.touch()

@@ -20,14 +20,16 @@ from fuse_gated import control
 from fuse_gated.wire import codec
 from fuse_gated.wire.messages import Notice
 
-GONE: Final = r"not connected|connection abort|No such device"
+GONE: Final = r"not connected|connection abort|No such device|Input/output error"
+"""The last from who stands by for a client that is away, once the time for that is over."""
 RECOVERY: Final = 5.0
 """Seconds after a kill -9 in which everything is as it should be."""
 
 
 @pytest.fixture
 def server(own_stage: Stage) -> Server:
-    return own_stage.server(own_stage.tenant(exports={"max_sessions": 50}))
+    """A lost client ends its session at once. What else happens is shown in test_takeover.py."""
+    return own_stage.server(own_stage.tenant(exports={"max_sessions": 50}, outage={"grace": "0s"}))
 
 
 def sessions(server: Server) -> list[dict[str, Any]]:
@@ -72,7 +74,7 @@ def wait_for(client: HostileClient, operation: str) -> None:
 
 
 def test_sigterm_to_the_server(own_stage: Stage, server: Server) -> None:
-    client = own_stage.export(server)
+    client = own_stage.export(server, options=["--no-reconnect"])
     mount = client.mount_path()
     (mount / "file").write_text("kept")
     opened = os.open(mount / "file", os.O_RDONLY)
@@ -91,7 +93,7 @@ def test_sigterm_to_the_server(own_stage: Stage, server: Server) -> None:
 
 
 def test_sigterm_to_a_worker(own_stage: Stage, server: Server) -> None:
-    client, other = own_stage.export(server, name="one"), own_stage.export(server, name="two")
+    client, other = own_stage.export(server, name="one", options=["--no-reconnect"]), own_stage.export(server, name="two")
     mount, other_mount = client.mount_path(), other.mount_path()
     os.kill(worker(server, "one"), signal.SIGTERM)
     assert client.program.wait() == 1
@@ -149,7 +151,7 @@ def test_a_client_that_vanishes(server: Server) -> None:
             with pytest.raises(OSError, match=GONE):
                 program.result()
     until(lambda: not mounts_beneath(server.runtime), "its mount is gone")
-    assert "the client left: 1006" in wait_for_record(server, kind="session-closed")["MESSAGE"]
+    assert "the connection was lost: 1006" in wait_for_record(server, kind="session-closed")["MESSAGE"]
 
 
 @pytest.mark.parametrize("options", [[], ["--lazy"], ["--force"]])
@@ -157,7 +159,7 @@ def test_unmounted_by_hand(own_stage: Stage, server: Server, options: list[str])
     client = own_stage.export(server)
     mount = client.mount_path()
     subprocess.run(["umount", *options, str(mount)], check=True)
-    assert client.program.wait() == 1
+    assert client.program.wait() == 3
     assert "unmounted on the server" in client.program.stderr.text()
     assert "unmounted on the server" in wait_for_record(server, kind="session-closed")["MESSAGE"]
     until(lambda: not mount.parent.exists(), "its directory is gone")
@@ -173,7 +175,7 @@ class Scene:
 
     def __init__(self, stage: Stage, server: Server) -> None:
         self.server = server
-        self.honest = stage.export(server, name="honest")
+        self.honest = stage.export(server, name="honest", options=["--no-reconnect"])
         self.mount = self.honest.mount_path()
         self.hostile = HostileClient(server, "silent", "acme")
         self.waiting = Child(read_f, self.hostile.open(silent("read")))
@@ -194,7 +196,7 @@ class Scene:
         self.waiting.__exit__()
 
 
-NAMES: Final = ("worker", "daemon", "keeper", "supervisor")
+NAMES: Final = ("worker", "daemon", "supervisor")
 
 
 @pytest.mark.parametrize("victim", NAMES)
@@ -226,6 +228,23 @@ def test_kill_9(own_stage: Stage, server: Server, victim: str, capsys: pytest.Ca
             assert os.listdir(scene.mount) == []
         else:
             assert scene.honest.program.wait() == 1
+    finally:
+        scene.close()
+
+
+def test_kill_9_of_the_keeper(own_stage: Stage, server: Server) -> None:
+    """Another one takes its place, and nobody notices: not who waits, not who works, not who comes."""
+    scene = Scene(own_stage, server)
+    try:
+        pid = process(server, "keeper")
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: any(command(one) == "fuse-gated-mnt" and one != pid for one in processes_marked(server.mark)), "another")
+        (scene.mount / "still").write_text("here")
+        assert (scene.honest.directory / "still").read_text() == "here"
+        assert _serves(server)
+        assert not scene.waiting.wait(0), "it still waits for its client"
+        scene.hostile.close()
+        assert scene.heard() != "nothing", "its client is gone, and it is told"
     finally:
         scene.close()
 
@@ -297,7 +316,7 @@ def _thread_states(pid: int) -> list[str]:
 
 def test_all_killed_at_once_and_started_anew(own_stage: Stage, server: Server) -> None:
     """Nothing is left that could clean up: the next start does."""
-    client = own_stage.export(server)
+    client = own_stage.export(server, options=["--no-reconnect"])
     mount = client.mount_path()
     pids = sorted(processes_marked(server.mark))
     for pid in pids:
@@ -492,12 +511,13 @@ def test_no_fuse_device(own_stage: Stage, etc: Path) -> None:
     rule = "{path: /**, allow: [read]}"
     tokens = f"[{{sha256: '{digest('acme')}'}}]"
     write(etc / "policy.yaml", f"tenants: {{acme: {{users: [root], tokens: {tokens}, rules: [{rule}]}}}}\n")
+    write(etc / "fuse-gated.yaml", "user: nobody\naudit: {to: file}\ndrivers: [kernel]\n")
     program = start(etc, own_stage.directory / "run", before=hidden)
     try:
         warning = read_until(program, "warning: nothing can be mounted")
         assert "/dev/fuse: No such file or directory (modprobe fuse; a container needs --device /dev/fuse" in warning
         port = int(re.findall(r":(\d+),", read_until(program, "ready"))[0])
-        client = own_stage.export(_Elsewhere(port), tenant="acme")  # type: ignore[arg-type]
+        client = own_stage.export(_Elsewhere(port), tenant="acme", options=["--no-reconnect"])  # type: ignore[arg-type]
         assert client.program.wait() == 1
         assert "cannot open /dev/fuse: No such file or directory (modprobe fuse" in client.program.stderr.text()
         assert "acme/work could not be mounted: cannot open /dev/fuse" in read_until(program, "mounted")

@@ -8,6 +8,8 @@ the connection.
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -16,13 +18,14 @@ import pytest
 from harness import Server, Stage, mounts_beneath, processes_marked
 from harness.hostile import SILENCE, Child, HostileClient, honest
 from harness.leftovers import unmount
+from harness.program import ROOT_OF_PROJECT
 from harness.waiting import until
 
 from fuse_gated import control
 from fuse_gated.wire import codec
 from fuse_gated.wire.messages import Notice
 
-GONE: Final = r"not connected|connection abort|No such device"
+GONE: Final = r"not connected|connection abort|No such device|Input/output error"
 RECOVERY: Final = 5.0
 
 
@@ -64,7 +67,7 @@ class Knot:
 
 @pytest.fixture
 def knot(own_stage: Stage) -> Iterator[Knot]:
-    knot = Knot(own_stage.server())
+    knot = Knot(own_stage.server(own_stage.tenant(outage={"grace": "0s"})))
     yield knot
     knot.close()
 
@@ -93,10 +96,21 @@ def test_a_worker_that_does_nothing_any_more(knot: Knot) -> None:
 
 
 def test_nobody_is_left_who_could_unmount(knot: Knot) -> None:
-    """All others are killed at once. The worker is told by the kernel."""
+    """All others are killed at once. Who is started next takes the mount away, and that ends everybody who waits."""
     others = [pid for pid in processes_marked(knot.server.mark) if pid != knot.pid]
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in others:
             os.kill(pid, number)
     knot.server.program.wait()
-    knot.is_undone()
+    arguments = ["--etc", knot.server.etc, "--runtime", knot.server.runtime, "--listen", "127.0.0.1:0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT_OF_PROJECT)}
+    anew = subprocess.Popen(
+        [sys.executable, "-m", "fuse_gated.commands.fuse_gated", *arguments], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert anew.stderr is not None
+        assert any("ready" in line for line in anew.stderr)
+        knot.is_undone()
+    finally:
+        anew.terminate()
+        anew.communicate()

@@ -94,8 +94,10 @@ class Client:
 class Guest:
     """A running guest."""
 
-    def __init__(self, leader: int) -> None:
+    def __init__(self, leader: int, upper: Path) -> None:
         self.leader = leader
+        self.upper = upper
+        """What the guest has written to its root filesystem; to be read from outside even when it has ended."""
         self._clients: list[Client] = []
 
     def path(self, path: str) -> Path:
@@ -243,19 +245,19 @@ def configure(guest: Guest) -> None:
     guest.run("systemctl", "enable", "fuse-gated.socket", "fuse-gated-mountd.socket")
 
 
-@pytest.fixture(scope="session")
-def guest(root_filesystem: Path) -> Iterator[Guest]:
-    """A guest with fuse-gated installed."""
+@contextlib.contextmanager
+def boot(root_filesystem: Path, name: str = "fuse-gated") -> Iterator[Guest]:
+    """A guest with fuse-gated installed, for as long as the block runs; of it stays what is in `Guest.upper` until then."""
     with tempfile.TemporaryDirectory(prefix="fuse-gated-system-") as work:
         Path(work).chmod(0o755)
         install(Path(work, "upper"))
-        script = [str(Path(__file__).parent / "guest.sh"), str(root_filesystem), work, f"fuse-gated-{os.getpid()}"]
+        script = [str(Path(__file__).parent / "guest.sh"), str(root_filesystem), work, f"{name}-{os.getpid()}"]
         with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
             assert running.stdout is not None
             assert running.stdin is not None
             leader = running.stdout.readline().strip()
             assert leader, "the guest did not boot"
-            guest = Guest(int(leader))
+            guest = Guest(int(leader), Path(work, "upper"))
             try:
                 configure(guest)
                 yield guest
@@ -266,11 +268,23 @@ def guest(root_filesystem: Path) -> Iterator[Guest]:
             shutil.rmtree(work)
 
 
+@pytest.fixture(scope="session")
+def guest(root_filesystem: Path) -> Iterator[Guest]:
+    """A guest with fuse-gated installed."""
+    with boot(root_filesystem) as guest:
+        yield guest
+
+
+@pytest.fixture
+def mortal(root_filesystem: Path) -> Iterator[Guest]:
+    """A guest of one test's own, which may end it."""
+    with boot(root_filesystem, "fuse-gated-mortal") as guest:
+        yield guest
+
+
 @pytest.fixture
 def service(guest: Guest) -> Iterator[Guest]:
     """The guest with fuse-gated as after its installation. After the test nothing of it may run or be mounted."""
     guest.begin()
     yield guest
     guest.end()
-
-

@@ -1,5 +1,6 @@
 """The service's life under systemd: started by the first connection, reloaded, stopped, restarted, killed, hung."""
 
+import json
 import time
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_a_faulty_policy_is_refused_and_the_reload_fails(service: Guest) -> None
 
 
 def test_stopping_ends_sessions_in_order_and_the_next_client_starts_it_again(service: Guest) -> None:
-    client = service.client().mounted()
+    client = service.client("web", "--no-reconnect").mounted()
     works(service, client)
     service.run("systemctl", "stop", DAEMON)
     assert service.mounts() == []
@@ -114,34 +115,62 @@ def test_nobody_is_refused_while_it_restarts(service: Guest) -> None:
     service.client("again").mounted()
 
 
-@pytest.mark.parametrize("who", ["worker", "daemon", "client", "daemon and keeper"])
-def test_whoever_is_killed_leaves_nothing_dead(service: Guest, who: str) -> None:
+def session_of(guest: Guest) -> str:
+    (session,) = json.loads(guest.run("fuse-gatectl", "sessions", "--json").stdout)
+    return str(session["session"])
+
+
+@pytest.mark.parametrize("who", ["worker", "daemon", "daemon and keeper", "worker and daemon and keeper"])
+def test_no_session_ends_whoever_is_killed(service: Guest, who: str) -> None:
     client = service.client().mounted()
     works(service, client)
-    pids = {
-        "worker": service.workers(),
-        "daemon": [service.main_pid(DAEMON)],
-        "keeper": [service.main_pid(KEEPER)],
-        "client": [service.main_pid(client.unit)],
-    }
-    victims = [pid for name in who.split(" and ") for pid in pids[name]]
-    service.run("kill", "-KILL", *map(str, victims))
+    session = session_of(service)
+    for round in range(2):
+        pids = {
+            "worker": service.workers(),
+            "daemon": [service.main_pid(DAEMON)],
+            "keeper": [service.main_pid(KEEPER)],
+        }
+        service.run("kill", "-KILL", *(str(pid) for name in who.split(" and ") for pid in pids[name]))
+        works(service, client, f"after-{round}")
+        assert service.mounts() == [client.mount]
+    until(lambda: session_of(service) == session, "the same session")
+    client.stop()
     until(lambda: service.mounts() == [], "the mount's end")
-    # And everything works again, without anybody's help.
-    until(lambda: service.main_pid(DAEMON) not in (0, *(pids["daemon"] if "daemon" in who else [])), "the daemon")
-    other = service.client("again").mounted()
-    works(service, other)
-    assert service.mounts() == [other.mount]
-    assert len(service.workers()) == 1
+
+
+@pytest.mark.parametrize("units", [(DAEMON,), (KEEPER,), (DAEMON, KEEPER)], ids=" ".join)
+def test_no_session_ends_with_a_restart(service: Guest, units: tuple[str, ...]) -> None:
+    """An upgrade of the package restarts both."""
+    client = service.client().mounted()
+    works(service, client)
+    session = session_of(service)
+    for round in range(2):
+        before = [service.main_pid(unit) for unit in units]
+        service.run("systemctl", "restart", *units)
+        assert not set(before) & {service.main_pid(unit) for unit in units}
+        works(service, client, f"after-{round}")
+        assert service.mounts() == [client.mount]
+    until(lambda: session_of(service) == session, "the same session")
+    assert service.show(KEEPER, "NFileDescriptorStore") == "4"
+
+
+def test_a_client_that_is_killed_leaves_nothing_dead(service: Guest) -> None:
+    service.write_policy(service.policy(outage={"mode": "wait", "grace": "1s"}))
+    client = service.client().mounted()
+    works(service, client)
+    service.run("kill", "-KILL", str(service.main_pid(client.unit)))
+    until(lambda: service.mounts() == [], "the mount's end")
+    works(service, service.client("again").mounted())
 
 
 @pytest.mark.parametrize("how", ["kill", "restart"])
 def test_no_session_notices_when_the_mount_keeper_is_killed_or_restarted(service: Guest, how: str) -> None:
-    """An upgrade of the package restarts it. systemd keeps the daemon's connection and the devices meanwhile."""
+    """An upgrade of the package restarts it. systemd keeps the daemon's connection and what belongs to the mounts meanwhile."""
     client = service.client().mounted()
     works(service, client)
     daemon, keeper, workers = service.main_pid(DAEMON), service.main_pid(KEEPER), service.workers()
-    assert service.show(KEEPER, "NFileDescriptorStore") == "2"
+    assert service.show(KEEPER, "NFileDescriptorStore") == "4"
     service.path(f"{client.export}/open").write_text("still open")
     reader = f"exec 3<{client.mount}/open; read -r line <&3; touch /tmp/reading; sleep infinity"
     service.run("systemd-run", "--unit=reader.service", "--property=User=reader", "bash", "-c", reader)
@@ -163,26 +192,27 @@ def test_no_session_notices_when_the_mount_keeper_is_killed_or_restarted(service
     until(lambda: service.run_as("reader", "ls", client.mount, check=False).returncode == 2, "the new policy at the door")
     client.stop()
     until(lambda: service.mounts() == [other.mount], "the end of one mount")
-    until(lambda: service.show(KEEPER, "NFileDescriptorStore") == "2", "the end of what was kept for it")
+    until(lambda: service.show(KEEPER, "NFileDescriptorStore") == "4", "the end of what was kept for it")
 
 
 def test_a_mount_keeper_that_is_stopped_ends_the_sessions_in_order(service: Guest) -> None:
-    """The daemon follows, comes back, and has it started again."""
-    client = service.client().mounted()
+    """And the next client starts both again."""
+    client = service.client("web", "--no-reconnect").mounted()
     service.run("systemctl", "stop", KEEPER)
-    assert "the server is" in client.wait_for("closed")["reason"]
-    until(lambda: service.mounts() == [], "the mount's end")
-    until(lambda: service.show(DAEMON, "NRestarts") == "1" and service.is_active(DAEMON), "the next daemon")
+    assert "the server is stopping" in client.wait_for("closed")["reason"]
+    assert service.mounts() == []
+    assert not service.is_active(DAEMON)
+    assert service.show(KEEPER, "Result") == service.show(DAEMON, "Result") == "success"
     works(service, service.client("again").mounted())
 
 
 def test_a_daemon_that_hangs_is_replaced(service: Guest) -> None:
     service.drop_in(DAEMON, "[Service]\nWatchdogSec=2s\nTimeoutAbortSec=2s\n")
-    service.client().mounted()
+    client = service.client().mounted()
     hung = service.main_pid(DAEMON)
     service.run("kill", "-STOP", str(hung))
     until(lambda: service.main_pid(DAEMON) not in (0, hung), "the next daemon")
-    until(lambda: service.mounts() == [], "the mount's end")
+    works(service, client)
     assert any("Watchdog timeout" in str(entry["MESSAGE"]) for entry in service.journal("-u", DAEMON, "_PID=1"))
     works(service, service.client("again").mounted())
 

@@ -99,6 +99,88 @@ def test_the_daemon_sees_no_network_and_no_mounts(service: Guest) -> None:
     assert service.run("nsenter", "-t", daemon, "-m", "ls", "/dev/fuse", check=False).returncode == 2
 
 
+def test_nothing_is_tried_on_a_socket_that_it_cannot_have(service: Guest) -> None:
+    """What systemd cannot set it tells as a warning, at each start of the unit."""
+    service.run("systemctl", "stop", "fuse-gated.service", "fuse-gated.socket")
+    cursor = service.run("journalctl", "-n", "0", "--show-cursor").stdout.rpartition("-- cursor: ")[2].strip()
+    service.run("systemctl", "start", "fuse-gated.socket")
+    told = service.journal("--after-cursor", cursor, "-u", "fuse-gated.socket")
+    assert told
+    assert [entry["MESSAGE"] for entry in told if int(entry["PRIORITY"]) < 6] == []
+
+
+def test_small_messages_are_not_held_back(service: Guest) -> None:
+    """TCP_NODELAY of the worker's connection, seen by taking its descriptors (pidfd_getfd(2))."""
+    service.client().mounted()
+    (worker,) = service.workers()
+    ask = (
+        "import ctypes, os, socket, sys\n"
+        "pid = int(sys.argv[1]); pidfd = os.pidfd_open(pid)\n"
+        "for number in os.listdir(f'/proc/{pid}/fd'):\n"
+        "    fd = ctypes.CDLL(None).syscall(438, pidfd, int(number), 0)\n"
+        "    try:\n"
+        "        taken = socket.socket(fileno=fd)\n"
+        "    except OSError:\n"
+        "        continue\n"
+        "    if taken.family == socket.AF_INET:\n"
+        "        print(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))\n"
+    )
+    assert service.run("python3", "-c", ask, str(worker)).stdout == "1\n"
+
+
+def test_the_audit_may_go_to_a_file(service: Guest) -> None:
+    service.write_settings({"audit": {"to": "file"}})
+    service.run("systemctl", "stop", "fuse-gated.service")
+    service.run("rm", "-rf", "/var/log/fuse-gated")
+    service.client().mounted()
+    told = service.run("stat", "--format=%U %a", "/var/log/fuse-gated", "/var/log/fuse-gated/audit.jsonl").stdout
+    assert told == "fuse-gated 750\nfuse-gated 600\n"
+    shown = service.run("fuse-gatectl", "audit", "--file", "/var/log/fuse-gated/audit.jsonl", "--json").stdout
+    assert "session-opened" in shown
+
+
+def test_draining(service: Guest) -> None:
+    client = service.client().mounted()
+    service.run("fuse-gatectl", "drain")
+    assert service.show("fuse-gated.service", "StatusText") == "1 session, 1 tenant; draining"
+    check = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:7433/healthz').status)"
+    refused = service.run("python3", "-c", check, check=False)
+    assert "HTTP Error 503: Service Unavailable" in refused.stderr
+    client.stop()
+    assert service.run("fuse-gatectl", "drain", "--wait").stdout == "draining: no sessions left\n"
+    service.run("fuse-gatectl", "drain", "--undo")
+    assert service.run("python3", "-c", check).stdout == "200\n"
+
+
+def test_a_proxy_by_the_unix_socket(service: Guest) -> None:
+    """As the page on reverse proxies has it, with the versions of Debian's own packages."""
+    service.write_settings({"proxies": {"addresses": ["unix"], "header": "proxy-protocol"}})
+    service.drop_in("fuse-gated.socket", "[Socket]\nSocketGroup=reader\nSocketMode=0660\n")
+    service.run("systemctl", "stop", "fuse-gated.service", "fuse-gated.socket")
+    service.run("systemctl", "start", "fuse-gated.socket")
+    connect = "import socket; print(socket.socket(socket.AF_UNIX).connect_ex('/run/fuse-gated/gate.sock'))"
+    assert service.run_as("reader", "python3", "-c", connect).stdout == "0\n"
+    assert service.run_as("other", "python3", "-c", connect).stdout == "13\n"
+    ask = (
+        "import socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX); s.settimeout(20); s.connect('/run/fuse-gated/gate.sock')\n"
+        "s.sendall(sys.argv[1].encode() + b'GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'); print(s.recv(4096).decode())\n"
+    )
+    told = service.run("python3", "-c", ask, "PROXY TCP4 203.0.113.7 192.0.2.1 5000 443\r\n").stdout
+    assert told.startswith("HTTP/1.1 401 ")
+    assert service.run("python3", "-c", ask, "").stdout.startswith("HTTP/1.1 400 ")
+    until(lambda: _audited(service, "login-refused", "from 203.0.113.7"), "a record with the client's address")
+    until(lambda: _audited(service, "connection-refused", "unix is one of `proxies`"), "a record that says what is to be done")
+    # HEAD and HTTP/1.0 too, which not every version of the library beneath reads.
+    for method, version in (("GET", "1.1"), ("HEAD", "1.1"), ("HEAD", "1.0")):
+        head = f"PROXY UNKNOWN\r\n{method} /healthz HTTP/{version}\r\nHost: x\r\n\r\n"
+        assert service.run("python3", "-c", ask, head).stdout.startswith("HTTP/1.1 200 ")
+
+
+def _audited(guest: Guest, kind: str, says: str) -> bool:
+    return any(says in str(entry["MESSAGE"]) for entry in guest.journal("-u", "fuse-gated.service", f"FUSE_GATED_KIND={kind}"))
+
+
 def test_the_client_as_a_service_of_its_user(service: Guest) -> None:
     """The user manager of somebody who is not even logged in; the export's name is the instance's."""
     uid = service.run("id", "-u", "reader").stdout.strip()

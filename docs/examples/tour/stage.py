@@ -56,6 +56,10 @@ class Stage:
         """Type a command on the client; `where` is '~' or 'project', the directory that is exported."""
         return self._run("client", command, where, 0, 12, "")
 
+    def unseen(self, command: str) -> str:
+        """What is done on the server behind the scenes."""
+        return self._call("server", command, self._directory("server", "~"), 0)
+
     def quietly(self, command: str) -> str:
         """What was done on the client before the tour begins."""
         return self._call("client", command, self._directory("client", "project"), 0)

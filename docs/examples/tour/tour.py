@@ -5,6 +5,7 @@ promises is checked: the tour fails where the product does not keep it.
 """
 
 import io
+import json
 import os
 import pwd
 import re
@@ -130,6 +131,7 @@ class Tour:
             self.screen.say("On the server it is a filesystem like any other:")
             self.stage.server("grep ~/run/mnt /proc/mounts")
             self.work()
+            self.unbroken(server)
             self.gate(server)
             self.audit()
             self.chapter("The client leaves")
@@ -154,6 +156,25 @@ class Tour:
         server("tail -n 1 hello.c", where="project")
         server("echo '/* written on the server */' >> hello.c", where="project")
         client("git diff --unified=0 hello.c | grep '^+/'", where="project")
+
+    def unbroken(self, server: Process) -> None:
+        """Programs notice nothing of a process that is killed below them."""
+        self.chapter("What is lost in the middle of work, and is no loss")
+        self.screen.say(
+            "A copy is under way, and the process that serves the mount is killed. The mount stays, another process goes on, the "
+            "client comes back to it, and whoever waited is answered. Nothing is done twice."
+        )
+        (session,) = json.loads(self.stage.unseen("fuse-gatectl --runtime run sessions --json"))
+        self._copy_through(f"kill -9 {session['pid']}")
+        if os.geteuid() == 0:
+            self.screen.say("The same with the daemon itself:")
+            self._copy_through(f"kill -9 {_daemon(server.pid)}")
+        self.stage.server("fuse-gatectl audit --file run/audit.jsonl | grep -o 'session-re.*'")
+
+    def _copy_through(self, fault: str) -> None:
+        copy = f"cp -r src copied & sleep 0.3; {fault}; wait $!; diff -r src copied && echo all there"
+        self.stage.server(copy, where="project")
+        self.stage.unseen("rm -r run/mnt/acme/project/copied")
 
     def gate(self, server: Process) -> None:
         client, run = self.stage.client, self.stage.server
@@ -199,6 +220,12 @@ class Tour:
         self.screen.say(
             f"And these work there, and not here, or not fully: {', '.join(LACKS)}. `fuse-gatectl doctor` explains each."
         )
+
+
+def _daemon(supervisor: int) -> int:
+    """The daemon's pid: root's `fuse-gated` starts it, beside the mount keeper."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    return next(int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "fuse-gated\n")
 
 
 def _free_port() -> int:

@@ -1,0 +1,105 @@
+"""What a successor must know of one session beside what the client holds: kept up to date in rows (tree/journal.py)."""
+
+from collections.abc import Iterable, Iterator
+
+from fuse_gated import operations
+from fuse_gated.operations import Answer, Attributes, Filesystem
+from fuse_gated.tree import journal, restoring
+from fuse_gated.tree.handles import Handles
+from fuse_gated.tree.inodes import Inodes, Node
+from fuse_gated.tree.journal import AnyRow, Asked, Known, Moving, Row, Settled
+
+
+class Ledger:
+    """The tree, what the client said last of its root and of its filesystem, and the move that the kernel may not have finished
+    (climbing.py)."""
+
+    def __init__(self, inodes: Inodes, handles: Handles) -> None:
+        self.known = Known(None, None)
+        self.unfinished: list[tuple[Node, int]] = []
+        """Directories that the kernel may still be moving, and how deep they lay."""
+        self.moved_between: tuple[operations.Node, ...] = ()
+        self.owed: dict[int, Answer] = {}
+        """Answers that a process before this one owed, by their requests."""
+        self.asked: dict[int, bytes] = {}
+        """Requests as they were read, by their numbers, that nobody sends again."""
+        self.asked_bytes = 0
+        self._inodes = inodes
+        self._handles = handles
+        self._locks = handles.locks
+        self._told_known = self.known
+        self._told_moving = True
+
+    @property
+    def changed(self) -> bool:
+        """Whether `rows` has anything to tell."""
+        inodes = self._inodes
+        tree = inodes.again or inodes.changed or self._handles.changed or self._locks.changes
+        return bool(tree) or self.known is not self._told_known or not self._told_moving
+
+    def rows(self, request: int = 0, answer: Answer | None = None) -> tuple[Row, ...]:
+        """What has changed since the last call, and the answer to the request that brought it about."""
+        rows = journal.changes(self._inodes, self._handles)
+        if self.known is not self._told_known:
+            self._told_known = self.known
+            rows.append(self.known)
+        if not self._told_moving:
+            rows.append(self._moving())
+        kept = journal.kept(request, answer) if answer is not None else None
+        return (*rows, kept) if kept is not None else tuple(rows)
+
+    def everything(self) -> Iterator[Row]:
+        """All that a successor must know."""
+        yield from journal.everything(self._inodes, self._handles)
+        yield self.known
+        yield self._moving()
+        for request, raw in self.asked.items():
+            yield Asked(request, raw)
+        for request, answer in self.owed.items():
+            row = journal.kept(request, answer)
+            assert row is not None
+            yield row
+        self._told_known = self.known
+
+    def restore(self, rows: Iterable[AnyRow], most: int) -> None:
+        """Go on where the rows' writer stopped. Raises ValueError for rows that contradict each other, and for more than `most`
+        nodes, handles or requests."""
+        restored = restoring.restore(rows, self._inodes, self._handles, most)
+        self.owed = restored.answers
+        self.asked = restored.asked
+        self.asked_bytes = sum(map(len, restored.asked.values()))
+        if restored.known is not None:
+            self.known = self._told_known = restored.known
+        if restored.moving is not None:
+            nodes = [(self._inodes.get(number), depth) for number, depth in restored.moving.unfinished]
+            self.unfinished = [(node, depth) for node, depth in nodes if node is not None]
+            self.moved_between = restored.moving.between
+
+    def moving(self, unfinished: list[tuple[Node, int]], between: tuple[operations.Node, ...]) -> None:
+        """The client has moved these nodes, which lay so deep, between these directories; none: the kernel is done with it."""
+        self.unfinished, self.moved_between, self._told_moving = unfinished, between, False
+
+    def is_asked(self, request: int, raw: bytes) -> Row:
+        """A request that nobody sends again; the row is to be kept before anything is done about it."""
+        self.asked_bytes += len(raw) - len(self.asked.get(request, b""))
+        self.asked[request] = raw
+        return Asked(request, raw)
+
+    def is_settled(self, request: int) -> Row | None:
+        """Its answer has arrived."""
+        raw = self.asked.pop(request, None)
+        if raw is None:
+            return None
+        self.asked_bytes -= len(raw)
+        return Settled(request)
+
+    def saw_root(self, attributes: Attributes) -> None:
+        self.known = Known(attributes, self.known.filesystem)
+
+    def saw_filesystem(self, filesystem: Filesystem) -> None:
+        self.known = Known(self.known.root, filesystem)
+
+    def _moving(self) -> Moving:
+        self._told_moving = True
+        between = tuple(number for number in self.moved_between if isinstance(number, int))
+        return Moving(tuple((node.id, depth) for node, depth in self.unfinished), between)

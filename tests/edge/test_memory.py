@@ -1,0 +1,81 @@
+"""edge/memory.py: memory that is passed on as a descriptor, on the real kernel."""
+
+import fcntl
+import mmap
+import os
+import stat
+from collections.abc import Callable
+
+import pytest
+
+from fuse_gated.edge.keeping import STATE_SIZE
+from fuse_gated.edge.memory import make_state, read_memory, write_memory
+
+SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def test_a_state_takes_no_memory_before_it_is_written() -> None:
+    state = make_state()
+    try:
+        status = os.fstat(state)
+        assert (status.st_size, status.st_blocks) == (STATE_SIZE, 0)
+        with mmap.mmap(state, STATE_SIZE) as memory:
+            assert memory[:8] == memory[-8:] == bytes(8)
+            memory[STATE_SIZE // 2] = 1
+            # A page, or as much as the kernel takes at once; by far not all.
+            assert 0 < os.fstat(state).st_blocks * 512 <= 4 * 2**20
+        assert not os.get_inheritable(state)
+        assert fcntl.fcntl(state, fcntl.F_GET_SEALS) & SIZE_SEALS == SIZE_SEALS
+    finally:
+        os.close(state)
+
+
+def test_what_was_written_is_read_and_never_changes() -> None:
+    for data in (b"", b"hello", os.urandom(2**17)):
+        memory = write_memory("note", data)
+        try:
+            assert read_memory(memory) == read_memory(memory) == data
+            with pytest.raises(PermissionError):
+                os.pwrite(memory, b"x", 0)
+            with pytest.raises(PermissionError):
+                os.ftruncate(memory, 1000000)
+        finally:
+            os.close(memory)
+
+
+@pytest.mark.parametrize("make", [make_state, lambda: write_memory("note", b"x")])
+def test_an_older_kernel_makes_it_too(make: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.memfd_create
+
+    def older(name: str, flags: int) -> int:
+        if flags & 0x8:
+            raise OSError(22, "Invalid argument")
+        return real(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", older)
+    made = make()
+    try:
+        assert fcntl.fcntl(made, fcntl.F_GET_SEALS) & SIZE_SEALS == SIZE_SEALS
+    finally:
+        os.close(made)
+
+
+def test_where_the_kernel_can_it_is_not_executable() -> None:
+    state = make_state()
+    try:
+        sealed = fcntl.fcntl(state, fcntl.F_GET_SEALS)
+        assert bool(sealed & 0x20) == (not os.fstat(state).st_mode & stat.S_IXUSR)  # F_SEAL_EXEC, Linux 6.3
+    finally:
+        os.close(state)
+
+
+@pytest.mark.parametrize("make", [make_state, lambda: write_memory("note", b"x")])
+def test_what_fails_leaves_no_descriptor(make: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="No space"):
+        make()
+    assert os.listdir("/proc/self/fd") == before

@@ -1,0 +1,182 @@
+"""A session goes from process to process, and programs on its mount notice nothing: neither an error, nor a thing done twice."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Server, Stage, need
+from harness.server import ALLOW_ALL
+from harness.stage import Export
+from harness.waiting import until, wait_for_record
+
+from fuse_gated import control
+from fuse_gated.gate import audit_verify
+
+TENANT = {"users": ["root", "nobody"], "rules": ALLOW_ALL, "outage": {"mode": "wait", "grace": "60s"}}
+
+
+@pytest.fixture(params=["kernel", "kernel-without-resend", "libfuse"])
+def stage(request: pytest.FixtureRequest) -> Iterator[tuple[Stage, Server]]:
+    driver = request.param.partition("-")[0]
+    if driver not in request.config.getoption("--drivers"):
+        pytest.skip(f"run with --drivers {driver}")
+    need("root", "fuse")
+    if driver == "libfuse":
+        need("a mount by an ordinary user", "fusermount3", "fusermount")
+    with Stage(driver) as stage:
+        settings = {"without": ["resend"]} if request.param != driver else {}
+        yield stage, stage.server({"tenants": {"acme": TENANT}}, settings)
+
+
+def worker(server: Server) -> int:
+    (session,) = control.call(str(server.runtime), "sessions")
+    pid: int = session["pid"]
+    return pid
+
+
+class Busy:
+    """A program that makes, renames and removes files of names that it never uses twice: what is done twice, or not, shows."""
+
+    def __init__(self, directory: Path) -> None:
+        self.rounds = 0
+        self.errors: list[str] = []
+        self._directory = directory
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Busy":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def goes_on(self) -> None:
+        """A few rounds have been done since this was called."""
+        before = self.rounds
+        until(lambda: self.rounds > before + 3 or self.errors, "it goes on")
+        assert not self.errors
+
+    def _run(self) -> None:
+        while not self._stop.is_set() and not self.errors:
+            try:
+                self._round(self.rounds)
+            except (OSError, AssertionError) as error:
+                self.errors.append(f"round {self.rounds}: {error!r}")
+            self.rounds += 1
+
+    def _round(self, number: int) -> None:
+        made, renamed, directory = (str(self._directory / f"{kind}{number}") for kind in ("made", "renamed", "directory"))
+        fd = os.open(made, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND)
+        os.write(fd, b"one line\n")
+        os.write(fd, b"another\n")
+        os.rename(made, renamed)
+        assert os.pread(fd, 100, 0) == b"one line\nanother\n"
+        os.close(fd)
+        os.mkdir(directory)
+        os.symlink("target", f"{directory}/link")
+        assert sorted(os.listdir(directory)) == ["link"]
+        os.unlink(f"{directory}/link")
+        os.rmdir(directory)
+        os.unlink(renamed)
+
+
+def resumed(client: Export, times: int) -> None:
+    until(lambda: sum(event["event"] == "resumed" for event in client.events()) >= times, f"the client is back, {times} times")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_worker_that_ends(stage: tuple[Stage, Server], number: int) -> None:
+    """Whoever waits is answered by the next, files and locks that are open stay open, and the chain of records is whole."""
+    place, server = stage
+    client = place.export(server)
+    mount = client.mount_path()
+    (mount / "kept").write_text("kept")
+    with (mount / "kept").open("r+") as kept, Busy(mount) as busy:
+        fcntl.lockf(kept, fcntl.LOCK_EX)
+        for times in range(1, 5):
+            busy.goes_on()
+            os.kill(worker(server), number)
+            resumed(client, times)
+            busy.goes_on()
+        with (client.directory / "kept").open("r+") as behind, pytest.raises(BlockingIOError):
+            fcntl.lockf(behind, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kept.write("K")
+    assert (client.directory / "kept").read_text() == "Kept"
+    assert not busy.errors
+    assert not [name for name in os.listdir(client.directory) if name != "kept"]
+    client.stop()
+    wait_for_record(server, kind="session-closed")
+    assert verified(server)
+
+
+def verified(server: Server) -> bool:
+    """The chain has no gap, and there was one session all the time."""
+    records = [{name: str(value).encode() for name, value in record.items()} for record in server.audit()]
+    assert [session.faults for session in audit_verify.verify(records)] == [()]
+    kinds = [record["FUSE_GATED_KIND"] for record in server.audit()]
+    return kinds.count("session-opened") == 1 and kinds.count("session-closed") == 1
+
+
+def test_nothing_is_done_twice(stage: tuple[Stage, Server]) -> None:
+    """Many callers at once, so that there is always something on its way."""
+    place, server = stage
+    client = place.export(server)
+    mount = client.mount_path()
+    directories = [mount / f"of{number}" for number in range(6)]
+    for directory in directories:
+        directory.mkdir()
+    crowd = [Busy(directory) for directory in directories]
+    for busy in crowd:
+        busy.__enter__()
+    try:
+        for times in range(1, 6):
+            until(lambda: all(busy.rounds > 2 or busy.errors for busy in crowd), "all are at work")
+            os.kill(worker(server), signal.SIGKILL)
+            resumed(client, times)
+            for busy in crowd:
+                busy.goes_on()
+    finally:
+        for busy in crowd:
+            busy.__exit__()
+    assert [busy.errors for busy in crowd] == [[]] * len(crowd)
+    assert [os.listdir(client.directory / directory.name) for directory in directories] == [[]] * len(crowd)
+
+
+def children(server: Server) -> dict[int, str]:
+    pid = server.program.process.pid
+    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid=,comm="], capture_output=True, text=True, check=False).stdout
+    return {int(line.split()[0]): line.split()[1] for line in found.splitlines()}
+
+
+@pytest.mark.parametrize("which", ["daemon", "keeper"])
+def test_the_daemon_or_the_keeper_is_killed(request: pytest.FixtureRequest, which: str) -> None:
+    need("root", "fuse")
+    if "kernel" not in request.config.getoption("--drivers"):
+        pytest.skip("run with --drivers kernel")
+    with Stage("kernel") as place:
+        server = place.server({"tenants": {"acme": TENANT}})
+        client = place.export(server)
+        mount = client.mount_path()
+        with Busy(mount) as busy:
+            for times in range(1, 4):
+                busy.goes_on()
+                before = children(server)
+                (pid,) = [pid for pid, name in before.items() if name.startswith("fuse-gated-m") == (which == "keeper")]
+                os.kill(pid, signal.SIGKILL)
+                server.program.stderr.wait_for("starting again", server.program.process)
+                if which == "daemon":
+                    resumed(client, times)
+                busy.goes_on()
+            assert not busy.errors
+        client.stop()
+        until(lambda: not mount.exists(), "its mount is gone")
+        kinds: list[Any] = [record["FUSE_GATED_KIND"] for record in server.audit()]
+        assert kinds.count("session-opened") == kinds.count("session-closed") == 1

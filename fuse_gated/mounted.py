@@ -150,6 +150,7 @@ class Mounted:
             self.serving.keep_requests(self.driver)
         for raw in asked:
             self.driver.replay(raw)
+        self.serving.interrupt_again()
         self.driver.resend()
         self._policy_is_applied()
 

@@ -21,7 +21,7 @@ from fuse_gated.edge.websocket import WebSocket
 from fuse_gated.errors import ProtocolError
 from fuse_gated.gate.audit import Chain, Fields, Record
 from fuse_gated.operations import Answer as KernelAnswer
-from fuse_gated.operations import Caller, Request
+from fuse_gated.operations import Caller, Interrupt, Request
 from fuse_gated.tree.journal import Row
 from fuse_gated.turnstile import effects
 from fuse_gated.turnstile.turnstile import Turnstile
@@ -178,8 +178,18 @@ class Serving:
         if self._state is not None and not self._backlog:
             self._keep(self._state)
 
+    def interrupt_again(self) -> None:
+        """What a process before this one was told of signals, once its requests are here."""
+        for number in list(self.turnstile.ledger.interrupted):
+            self.turnstile.interrupt(self._loop.now, number)
+        self.carry_out()
+
     def on_request(self, unique: int, caller: Caller, request: Request) -> None:
         """The driver's callback."""
+        if isinstance(request, Interrupt) and self._state is not None:
+            row = self.turnstile.ledger.is_interrupted(request.unique)
+            if row is not None:
+                self._state.commit([row])
         try:
             self.turnstile.request(self._loop.now, unique, caller, request)
         except ProtocolError as error:

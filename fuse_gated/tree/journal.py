@@ -129,6 +129,21 @@ class Asked(Row, frozen=True, gc=False, tag=10):
     raw: bytes
 
 
+class Interrupted(Row, frozen=True, gc=False, tag=15):
+    """The caller of a request that nobody sends again got a signal, which the kernel tells once."""
+
+    request: int
+
+
+class GivenUp(Row, frozen=True, gc=False, tag=14):
+    """A request that may have opened a file or taken a lock for a caller who has gone (turnstile/leftovers.py); without an
+    operation: no more."""
+
+    request: int
+    operation: str = ""
+    arguments: bytes = b""
+
+
 class Settled(Row, frozen=True, gc=False, tag=11):
     """Its answer is with who asked."""
 
@@ -137,7 +152,7 @@ class Settled(Row, frozen=True, gc=False, tag=11):
 
 AnyRow = (
     NodeRow | LookedUp | NodeGone | HandleRow | HandleReleasing | HandleGone | Locked | Numbers | Answered | Known | Moving
-    | Asked | Settled
+    | Asked | Interrupted | GivenUp | Settled
 )  # fmt: skip
 
 KINDS: Final[dict[str, type[Answer]]] = {

@@ -13,9 +13,11 @@ from fuse_gated.tree.journal import (
     Answered,
     AnyRow,
     Asked,
+    GivenUp,
     HandleGone,
     HandleReleasing,
     HandleRow,
+    Interrupted,
     Known,
     Locked,
     LookedUp,
@@ -38,6 +40,8 @@ class Restored(msgspec.Struct):
     known: Known | None = None
     moving: Moving | None = None
     asked: dict[int, bytes] = {}
+    given_up: dict[int, GivenUp] = {}
+    interrupted: set[int] = set()
 
 
 def restore(rows: Iterable[AnyRow], inodes: Inodes, handles: Handles, most: int) -> Restored:
@@ -89,9 +93,17 @@ def restore(rows: Iterable[AnyRow], inodes: Inodes, handles: Handles, most: int)
                 restored.moving = row
             case Asked():
                 restored.asked[row.request] = row.raw
+            case Interrupted():
+                restored.interrupted.add(row.request)
+            case GivenUp(operation=""):
+                restored.given_up.pop(row.request, None)
+            case GivenUp():
+                restored.given_up[row.request] = row
             case _:
                 restored.asked.pop(row.request, None)
-        if max(len(nodes), len(opened), len(handles.releasing), held, len(restored.asked)) > most:
+                restored.interrupted.discard(row.request)
+        asked = max(len(restored.asked), len(restored.given_up), len(restored.interrupted))
+        if max(len(nodes), len(opened), len(handles.releasing), held, asked) > most:
             raise ValueError(f"more than {most} nodes, handles, locks or requests")
     _restore_nodes(nodes, inodes)
     for number, more in lookups.items():

@@ -68,6 +68,8 @@ class Desk(Telling):
         """Whether nodes keep the attributes that the client told last."""
         self.outage: Outage | None = None
         """While the client is away."""
+        self.sent_before: dict[int, Pending] = {}
+        """What the client had been asked when it was lost."""
         self.ledger = Ledger(self.inodes, self.handles)
         """What a successor must know."""
 
@@ -97,7 +99,8 @@ class Desk(Telling):
         if self.outage is not None:
             answered(self.outage.answer(arguments))
             return
-        if call.interrupted and call.deadline is not None and call.deadline <= self.now:
+        over = call.interrupted and call.deadline is not None and call.deadline <= self.now
+        if over or (self.ledger.leftovers and self.session.known(call.id)):  # Or a process before this one gave it up.
             raise Failure("EINTR")
         if call.deadline is None:
             call.deadline = self.now + self.limits.deadline
@@ -190,6 +193,7 @@ class Desk(Telling):
         if call.told:
             detail = "the client may have carried it out" if errno in _UNDECIDED else ""
             self.tell(call, "failed", "failed", errno=errno, detail=detail)
+        self.ledger.leftovers.add(self.session.known(call.id) or self.sent_before.get(call.id))
         self.answer(call, Failed(errno_number(errno)))
 
     # The tree.

@@ -7,7 +7,8 @@ from fuse_gated.operations import Answer, Attributes, Filesystem
 from fuse_gated.tree import journal, restoring
 from fuse_gated.tree.handles import Handles
 from fuse_gated.tree.inodes import Inodes, Node
-from fuse_gated.tree.journal import AnyRow, Asked, Known, Moving, Row, Settled
+from fuse_gated.tree.journal import AnyRow, Asked, Interrupted, Known, Moving, Row, Settled
+from fuse_gated.turnstile.leftovers import Leftovers
 
 
 class Ledger:
@@ -24,6 +25,9 @@ class Ledger:
         self.asked: dict[int, bytes] = {}
         """Requests as they were read, by their numbers, that nobody sends again."""
         self.asked_bytes = 0
+        self.interrupted: set[int] = set()
+        """Those of them whose callers got a signal."""
+        self.leftovers = Leftovers()
         self._inodes = inodes
         self._handles = handles
         self._locks = handles.locks
@@ -35,7 +39,7 @@ class Ledger:
         """Whether `rows` has anything to tell."""
         inodes = self._inodes
         tree = inodes.again or inodes.changed or self._handles.changed or self._locks.changes
-        return bool(tree) or self.known is not self._told_known or not self._told_moving
+        return bool(tree) or self.known is not self._told_known or not self._told_moving or self.leftovers.changed
 
     def rows(self, request: int = 0, answer: Answer | None = None) -> tuple[Row, ...]:
         """What has changed since the last call, and the answer to the request that brought it about."""
@@ -45,6 +49,7 @@ class Ledger:
             rows.append(self.known)
         if not self._told_moving:
             rows.append(self._moving())
+        rows += self.leftovers.rows()
         kept = journal.kept(request, answer) if answer is not None else None
         return (*rows, kept) if kept is not None else tuple(rows)
 
@@ -55,6 +60,9 @@ class Ledger:
         yield self._moving()
         for request, raw in self.asked.items():
             yield Asked(request, raw)
+        for request in self.interrupted:
+            yield Interrupted(request)
+        yield from self.leftovers.everything()
         for request, answer in self.owed.items():
             row = journal.kept(request, answer)
             assert row is not None
@@ -67,6 +75,8 @@ class Ledger:
         restored = restoring.restore(rows, self._inodes, self._handles, most)
         self.owed = restored.answers
         self.asked = restored.asked
+        self.interrupted = restored.interrupted & restored.asked.keys()
+        self.leftovers.restore(restored.given_up)
         self.asked_bytes = sum(map(len, restored.asked.values()))
         if restored.known is not None:
             self.known = self._told_known = restored.known
@@ -85,12 +95,20 @@ class Ledger:
         self.asked[request] = raw
         return Asked(request, raw)
 
+    def is_interrupted(self, request: int) -> Row | None:
+        """Its caller got a signal; the row is to be kept if nobody tells a successor of it."""
+        if request not in self.asked or request in self.interrupted:
+            return None
+        self.interrupted.add(request)
+        return Interrupted(request)
+
     def is_settled(self, request: int) -> Row | None:
         """Its answer has arrived."""
         raw = self.asked.pop(request, None)
         if raw is None:
             return None
         self.asked_bytes -= len(raw)
+        self.interrupted.discard(request)
         return Settled(request)
 
     def saw_root(self, attributes: Attributes) -> None:

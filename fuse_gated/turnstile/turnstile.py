@@ -26,6 +26,7 @@ from fuse_gated.turnstile.limits import Limits, Statistics
 from fuse_gated.turnstile.memory import remembered
 from fuse_gated.turnstile.outage import ERRNO, WOULD_WAIT, Outage, Waits
 from fuse_gated.turnstile.table import TABLE
+from fuse_gated.wire.session import Pending
 
 __all__ = ["INTERRUPT_GRACE", "MAX_NOTICES", "Limits", "Statistics", "Turnstile"]
 
@@ -128,6 +129,10 @@ class Turnstile(Limiting):
         """
         self.now = now
         notices = self.session.received(message)
+        if self.ledger.leftovers:
+            for number in self.ledger.leftovers:
+                if self.session.known(number) is None:
+                    self.ledger.leftovers.over(number)
         if not notices:
             return
         paths = [path for notice in notices for path in notice.paths]
@@ -153,6 +158,7 @@ class Turnstile(Limiting):
         """The client is away, and may come back to a successor of ours. What it was asked may have been done or not."""
         self.now = now
         self.outage = Outage(self.gate.tenant.outage.mode, self.ledger.known, lambda target: remembered(self, target))
+        self.sent_before = self.session.sent()
         self.session.abandon()
         for call in list(self._calls.values()):
             if call.interrupted and not call.verdict:
@@ -174,6 +180,12 @@ class Turnstile(Limiting):
         """After `restore`, where the client is there again: it may not have heard all that it was told."""
         self.now = now
         self.give_back_again()
+        for number in self.ledger.leftovers:
+            arguments = self.ledger.leftovers.arguments(number)
+            if arguments is None:
+                self.ledger.leftovers.over(number)
+            else:
+                self.session.ask_for_nobody(Pending(number, arguments, now + self.limits.deadline, _ignored, _ignored))
 
     def withdraw(self, number: int) -> bool:
         """A request that was to be sent cannot be, because its record cannot be written: its caller fails. False for one that
@@ -300,3 +312,7 @@ class Turnstile(Limiting):
         else:
             assert isinstance(request, operations.Destroy)
             self.effects.append(Close(1000, "unmounted"))
+
+
+def _ignored(_outcome: object) -> None:
+    """Its caller has gone."""

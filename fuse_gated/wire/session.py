@@ -131,6 +131,20 @@ class Session:
             self._waiting.append(pending)
             self._waiting_bytes += pending.size
 
+    def ask_for_nobody(self, pending: Pending) -> None:
+        """Send a request that its caller gave up before another connection was there: what it brings is late."""
+        pending.given_up = True
+        self._given_up += 1
+        self.ask(pending)
+
+    def known(self, number: int) -> Pending | None:
+        """A request that is still to be answered, whether somebody waits for it or not."""
+        return self._pending.get(number)
+
+    def sent(self) -> dict[int, Pending]:
+        """The requests that the client may have begun."""
+        return {number: pending for number, pending in self._pending.items() if pending.sent}
+
     def would_wait(self, size: int) -> bool:
         """Whether a request of so many bytes would have to be kept (its data must then be copied)."""
         return bool(self._waiting) or self._in_flight >= self._max_in_flight or self._bytes + size > self._max_bytes

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from harness import Server, Stage, need
+from harness.hostile import SILENCE, Child, HostileClient, honest
+from harness.log import DEADLINE
 from harness.server import ALLOW_ALL
 from harness.stage import Export
 from harness.waiting import until, wait_for_record
@@ -148,6 +150,29 @@ def test_nothing_is_done_twice(stage: tuple[Stage, Server]) -> None:
             busy.__exit__()
     assert [busy.errors for busy in crowd] == [[]] * len(crowd)
     assert [os.listdir(client.directory / directory.name) for directory in directories] == [[]] * len(crowd)
+
+
+def silent(operation: str, _arguments: Any, _request: Any) -> Any:
+    """Answers everything but an open."""
+    return SILENCE if operation == "open" else honest(operation, _arguments, _request)
+
+
+def test_a_signal_is_not_lost_with_the_worker(stage: tuple[Stage, Server]) -> None:
+    """The kernel tells it once. Its caller would wait for ever, and no further signal would help."""
+    _, server = stage
+    with HostileClient(server, tenant="acme") as client:
+        mount = client.open(silent)
+        with Child(read_f, mount) as reader:
+            client.pump(lambda: any(name == "open" for name, _ in client.requests))
+            pid = worker(server)
+            reader.send(signal.SIGINT)
+            os.kill(pid, signal.SIGKILL)
+            assert reader.wait(DEADLINE), "it is interrupted while nobody can answer it"
+            assert reader.reap() == -signal.SIGINT
+
+
+def read_f(mount: Path) -> bytes:
+    return (mount / "f").read_bytes()
 
 
 def children(server: Server) -> dict[int, str]:

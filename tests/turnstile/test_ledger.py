@@ -7,7 +7,7 @@ from harness.sansio import DIRECTORY, ROOT, Mount, attributes
 
 from fuse_gated import operations as op
 from fuse_gated.operations import Filesystem
-from fuse_gated.tree.journal import Answered, Asked, Known, LookedUp, Moving, NodeRow, Row, Settled
+from fuse_gated.tree.journal import Answered, Asked, Interrupted, Known, LookedUp, Moving, NodeRow, Row, Settled
 from fuse_gated.turnstile.effects import Answer
 from fuse_gated.wire import messages as wire
 
@@ -137,6 +137,19 @@ def test_requests_that_nobody_sends_again() -> None:
     assert successor(Asked(8, b"raw")).t.ledger.asked == {8: b"raw"}
     assert ledger.is_settled(8) == Settled(8)
     assert ledger.is_settled(8) is None
+
+
+def test_a_signal_that_the_kernel_tells_once() -> None:
+    ledger = Mount().t.ledger
+    assert ledger.is_interrupted(8) is None, "the kernel tells it again with its request"
+    ledger.is_asked(8, b"raw")
+    assert ledger.is_interrupted(8) == Interrupted(8)
+    assert ledger.is_interrupted(8) is None
+    assert Interrupted(8) in list(ledger.everything())
+    assert successor(Asked(8, b"raw"), Interrupted(8), Interrupted(10)).t.ledger.interrupted == {8}
+    assert successor(Asked(8, b"raw"), Interrupted(8), Settled(8)).t.ledger.interrupted == set()
+    ledger.is_settled(8)
+    assert not ledger.interrupted
 
 
 def test_more_nodes_than_there_should_be() -> None:

@@ -26,7 +26,7 @@ from fuse_gated.gate.admission import NOT_A_USER, may_attach
 
 if TYPE_CHECKING:
     from fuse_gated.daemon import Daemon
-    from fuse_gated.seats import Seat
+    from fuse_gated.seat import Seat
 
 _MOST_CALLERS: Final = 64
 _MOST_OTHERS: Final = 32

@@ -16,7 +16,7 @@ from fuse_gated.errors import PeerError
 from fuse_gated.gate.tenant import Tenant
 
 if TYPE_CHECKING:
-    from fuse_gated.seats import Seat
+    from fuse_gated.seat import Seat
 
 
 class Guest:

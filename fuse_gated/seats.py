@@ -5,13 +5,11 @@ away, that same worker or a standby. When it has ended, however it ended, anothe
 (servant.py). Nobody gets them before the last one has ended, or at least its main thread, which alone reads.
 """
 
-import contextlib
 import hashlib
 import hmac
 import os
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
 import msgspec
@@ -26,6 +24,7 @@ from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.guest import Guest
 from fuse_gated.mounter import Found
+from fuse_gated.seat import Note, Seat, read_note
 from fuse_gated.supervision import CLOSE_LIMIT, CLOSE_POLICY
 from fuse_gated.tenants import Tenants
 
@@ -41,69 +40,6 @@ _FALLS_WITHIN: Final = 60.0
 _MOST_BANNED: Final = 10_000
 _LONGEST_PROGRAM: Final = 200
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-
-
-class Note(msgspec.Struct, frozen=True):
-    """What a daemon that comes after this one must know of a session; the mount keeper keeps it (keeping.Note)."""
-
-    session: str
-    digest: str
-    resume: str
-    program: str
-    address: str
-    since: float
-    driver: str
-    settled: tuple[str, bool]
-
-
-class Seat:
-    """One session. `reader` is who reads what the kernel asks; `heir` the worker of a client that has come back, and waits."""
-
-    def __init__(self, guest: Guest | None, tenant: Tenant, export: str) -> None:
-        self.session = guest.session if guest is not None else ""
-        self.tenant = tenant
-        self.export = export
-        self.digest = guest.digest if guest is not None else ""
-        self.program = ""
-        self.address = guest.address if guest is not None else ""
-        self.since = time.time()
-        self.path = ""
-        self.driver = ""
-        self.resume = ""
-        """The digest of the secret by which its client comes back; '' until it is in use."""
-        self.reader = guest
-        self.heir: Guest | None = None
-        self.descriptors: list[int] = []
-        self.mounted = False
-        self.unmounting = False
-        self.away = ""
-        """Why its client is away."""
-        self.falls: list[float] = []
-        self.then: list[Callable[[], None]] = []
-        """What waits for its end."""
-
-    @property
-    def shown(self) -> str:
-        return f"{self.tenant.name}/{self.export}"
-
-    @property
-    def report(self) -> supervision.Report | None:
-        """What its process said last of itself."""
-        return self.reader.report if self.reader is not None else None
-
-    @property
-    def state(self) -> str:
-        """For people: mounted, suspended (its client is away), silenced (its records cannot be written)."""
-        if self.away:
-            return "suspended"
-        return "silenced" if self.report is not None and self.report.silenced else "mounted"
-
-    @property
-    def note(self) -> Note:
-        return Note(
-            self.session, self.digest, self.resume, self.program, self.address, self.since, self.driver,
-            (self.tenant.ownership, self.tenant.symlinks == "deny"),
-        )  # fmt: skip
 
 
 class Host(Protocol):
@@ -435,7 +371,7 @@ class Seats:
     def adopt(self, found: Iterable[Found]) -> None:
         """Go on with what an earlier daemon left with the mount keeper."""
         for held, device, state in found:
-            note = _read_note(held.note)
+            note = read_note(held.note)
             entry: tuple[Tenant, Identity] | supervision.End = supervision.End(1011, "nobody knows what it is")
             if note is not None:
                 entry = self._host.tenants.renew_as(held.tenant, note.digest, note.settled)
@@ -476,10 +412,4 @@ class Seats:
                 self._host.mounter.apply(Gate(*self._host.tenants[name]), names)
 
 
-def _read_note(data: bytes) -> Note | None:
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return msgspec.msgpack.decode(data, type=Note)
-    return None
-
-
-__all__ = ["Seat", "Seats"]
+__all__ = ["Note", "Seat", "Seats"]

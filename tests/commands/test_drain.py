@@ -14,8 +14,10 @@ class Daemon:
         self.sessions = sessions
         self.draining = False
         self.undone_after = 99
+        self.moves = False
 
-    def drain(self, undo: bool) -> dict[str, Any]:
+    def drain(self, undo: bool, move: bool = False) -> dict[str, Any]:
+        self.moves = move
         self.draining = not undo
         return self._status()
 
@@ -72,3 +74,11 @@ def test_both_make_no_sense(runtime: list[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main([*runtime, "drain", "--wait", "--undo"])
     assert raised.value.code == 2
+
+
+def test_it_moves_the_sessions_and_waits_for_the_last(
+    runtime: list[str], daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*runtime, "drain", "--move"]) == 0
+    assert daemon.moves
+    assert capsys.readouterr().out.splitlines()[-1] == "draining: no sessions left"

@@ -66,6 +66,34 @@ end_session() {
   client=""
 }
 
+# Copies a tree onto the mount, compares it and removes it, over and over, until copies_end: nothing of it may ever fail.
+copies() {
+  mount=/run/fuse-gated/mnt/acme/work
+  rounds=0
+  while [ ! -e /tmp/copies-end ]; do
+    cp -r /tmp/tree "$mount/copied" && diff -r /tmp/tree "$mount/copied" && rm -r "$mount/copied" || return 1
+    rounds=$((rounds + 1))
+  done
+  echo "$rounds rounds"
+}
+
+copies_begin() {
+  rm -rf /tmp/tree /tmp/copies-end
+  cp -r "$(python3 -c 'import encodings, os; print(os.path.dirname(encodings.__file__))')" /tmp/tree
+  exec 9</run/fuse-gated/mnt/acme/work/file
+  copies >/tmp/copies.log 2>&1 &
+  copying=$!
+}
+
+copies_end() {
+  touch /tmp/copies-end
+  wait "$copying" || fail "$1: a copy onto the mount failed: $(cat /tmp/copies.log)"
+  echo "$1: $(cat /tmp/copies.log) of copies meanwhile, none of which failed"
+  [ "$(cat <&9)" = content ] || fail "$1: what was open cannot be read any more"
+  exec 9<&-
+  [ "$(grep -c 'mounted at' /tmp/client.log)" = 1 ] || fail "$1: the session was another one: $(cat /tmp/client.log)"
+}
+
 no_mount() {
   if grep ' /run/fuse-gated/mnt/' /proc/self/mountinfo; then fail "$1: a mount is left"; fi
 }
@@ -98,6 +126,7 @@ apt install fuse-gated fuse-gated-client
 step "upgrade, with an edited policy and a live session"
 tenant
 session
+copies_begin
 use "$new"
 second=$(apt-cache show --no-all-versions fuse-gated | sed -n 's/^Version: //p')
 [ "$first" != "$second" ] || fail "both repositories have the version $first"
@@ -107,6 +136,7 @@ policy_as_edited "upgrade"
 systemctl is-active --quiet fuse-gated.socket || fail "upgrade: the socket does not listen"
 systemctl is-active --quiet fuse-gated.service || fail "upgrade: the service that ran does not run any more"
 timeout 5 ls -R /run/fuse-gated/mnt >/tmp/ls.log 2>&1 || fail "upgrade: a mount is dead: $(cat /tmp/ls.log)"
+copies_end upgrade
 end_session
 session
 [ "$(cat /run/fuse-gated/mnt/acme/work/file)" = content ] || fail "upgrade: a new session reads otherwise"

@@ -86,7 +86,9 @@ class Outage:
     def call(self, code: str) -> "subprocess.Popen[str]":
         """One system call, on files that are at `at`; it prints 'ok', or the errno's name."""
         return self.start(sys.executable, "-c", f"""
-import errno, os
+import errno, os, signal
+# Whoever runs the tests in the background may have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 at = {str(self.mount)!r} + "/"
 print("about to", flush=True)
 try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from harness.certificates import Authority, Pair
-from harness.client_stage import Stage
+from harness.client_stage import Stage, one_file, result
 from harness.scripted_server import MOUNT, Script, ScriptedServer, asks, welcome
 from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
@@ -30,18 +30,8 @@ READ, WRITE = wire.OPEN_READ, wire.OPEN_WRITE
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    root = tmp_path / "export"
-    root.mkdir()
-    (root / "file").write_bytes(b"0123456789")
-    before = os.umask(0)
-    stage = Stage(root)
-    yield stage
-    stage.close()
-    os.umask(before)
-
-
-def result(operation: str, reply: wire.Replied) -> Any:
-    return reply.errno or codec.decode_result(operation, reply.result)
+    with one_file(tmp_path) as stage:
+        yield stage
 
 
 def test_a_session_from_hello_to_goodbye(stage: Stage) -> None:

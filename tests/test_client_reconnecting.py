@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.client_stage import Stage
+from harness.client_stage import Stage, one_file, result
 from harness.hostile import Child
 from harness.scripted_server import MOUNT, ScriptedServer, asks, welcome
 
@@ -21,7 +21,6 @@ from fuse_gated.client import Event, State
 from fuse_gated.edge.loop import Loop
 from fuse_gated.errors import GateError, PeerError, ProtocolError, RefusedError
 from fuse_gated.persistence import Persistence
-from fuse_gated.wire import codec
 from fuse_gated.wire import messages as wire
 
 READ, WRITE = wire.OPEN_READ, wire.OPEN_WRITE
@@ -34,18 +33,8 @@ Turn = Callable[[], Any]
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    root = tmp_path / "export"
-    root.mkdir()
-    (root / "file").write_bytes(b"0123456789")
-    before = os.umask(0)
-    stage = Stage(root)
-    yield stage
-    stage.close()
-    os.umask(before)
-
-
-def result(operation: str, reply: wire.Replied) -> Any:
-    return reply.errno or codec.decode_result(operation, reply.result)
+    with one_file(tmp_path) as stage:
+        yield stage
 
 
 def play(stage: Stage, *turns: Turn) -> ScriptedServer:

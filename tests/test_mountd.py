@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 import posix1e
 import pytest
-from harness import mounts_beneath, need, outcome
+from harness import mounts_beneath, outcome
+from harness.mounting import keepers_runtime
 from harness.mounting import mount as mount_any
 
 from fuse_gated import mountd
@@ -109,13 +110,8 @@ class Keeper:
 @pytest.fixture
 def runtime(tmp_path: Path) -> Iterator[Path]:
     """A runtime directory, beneath which nothing may be left when the keepers have ended."""
-    need("root", "fuse")
-    path = tmp_path / "run"
-    yield path
-    left = mounts_beneath(tmp_path)
-    for point in left:
-        mounts.unmount(str(point))
-    assert left == []
+    with keepers_runtime(tmp_path) as path:
+        yield path
     if (path / "mnt").exists():
         assert list((path / "mnt").iterdir()) == []
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import mounts_beneath, need
+from harness import mounts_beneath
+from harness.mounting import keepers_runtime
 
-from fuse_gated.edge import mounts, process
+from fuse_gated.edge import process
 from fuse_gated.edge.channel import Channel
 from fuse_gated.edge.keeping import ANSWERS, Done, Fetch, FromDaemon, FromKeeper, Held, Mount, Mounted, Note, Resumed, Sync
 from fuse_gated.mountd import MountKeeper
@@ -126,13 +127,8 @@ class Scene:
 @pytest.fixture
 def runtime(tmp_path: Path) -> Iterator[Path]:
     """A runtime directory, beneath which nothing may be left when the keepers have ended."""
-    need("root", "fuse")
-    path = tmp_path / "run"
-    yield path
-    left = mounts_beneath(tmp_path)
-    for point in left:
-        mounts.unmount(str(point))
-    assert left == []
+    with keepers_runtime(tmp_path) as path:
+        yield path
 
 
 @pytest.fixture

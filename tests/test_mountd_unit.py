@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import mounts_beneath, need, outcome
+from harness import mounts_beneath, outcome
+from harness.mounting import keepers_runtime
 from harness.mounting import mount as mount_any
 
 from fuse_gated import mountd_unit
@@ -151,13 +152,8 @@ class Daemon:
 @pytest.fixture
 def runtime(tmp_path: Path) -> Iterator[Path]:
     """A runtime directory, beneath which nothing may be left when the keepers have ended."""
-    need("root", "fuse")
-    path = tmp_path / "run"
-    yield path
-    left = mounts_beneath(tmp_path)
-    for point in left:
-        mounts.unmount(str(point))
-    assert left == []
+    with keepers_runtime(tmp_path) as path:
+        yield path
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ class Desk(Telling):
         if self.outage is not None:
             return
         deadline = self.now + self.limits.deadline
-        self.session.ask(Pending(self.session.own_id(), arguments, deadline, ended or _ignored, ended or _ignored))
+        self.session.ask(Pending(self.session.own_id(), arguments, deadline, ended or ignored, ended or ignored))
 
     def give_back(self, handle: Handle, owners: tuple[int, ...] = ()) -> None:
         """The client is to close what is closed here, and to free the locks of these owners: now, or when it is there again."""
@@ -316,5 +316,5 @@ class Desk(Telling):
             self.effects.append(InvalidateEntry(parent, name))
 
 
-def _ignored(_outcome: Any) -> None:
+def ignored(_outcome: Any) -> None:
     """Nobody waits for it."""

@@ -1,11 +1,9 @@
 """What is remembered of the client for when it is away (outage.py)."""
 
-from typing import Any
-
 from fuse_gated.gate import sandbox
 from fuse_gated.operations import Attributes, Filesystem
 from fuse_gated.tree.inodes import identity_of
-from fuse_gated.turnstile.desk import Desk
+from fuse_gated.turnstile.desk import Desk, ignored
 from fuse_gated.wire import messages
 from fuse_gated.wire.session import Pending
 
@@ -35,8 +33,4 @@ def acquaint(t: Desk, now: float) -> None:
         t.ledger.saw_filesystem(answer)
 
     for arguments, answered in ((messages.Getattr(b""), root), (messages.Statfs(), filesystem)):
-        t.session.ask(Pending(t.session.own_id(), arguments, deadline, answered, _nothing))
-
-
-def _nothing(_outcome: Any) -> None:
-    """Nobody waits for it."""
+        t.session.ask(Pending(t.session.own_id(), arguments, deadline, answered, ignored))

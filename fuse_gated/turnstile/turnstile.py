@@ -20,6 +20,7 @@ from fuse_gated.operations import Caller, Failed, Request
 from fuse_gated.tree.journal import AnyRow
 from fuse_gated.turnstile import climbing
 from fuse_gated.turnstile.call import Call, Failure
+from fuse_gated.turnstile.desk import ignored
 from fuse_gated.turnstile.effects import Answer, Close
 from fuse_gated.turnstile.limiting import Limiting
 from fuse_gated.turnstile.limits import Limits, Statistics
@@ -185,7 +186,7 @@ class Turnstile(Limiting):
             if arguments is None:
                 self.ledger.leftovers.over(number)
             else:
-                self.session.ask_for_nobody(Pending(number, arguments, now + self.limits.deadline, _ignored, _ignored))
+                self.session.ask_for_nobody(Pending(number, arguments, now + self.limits.deadline, ignored, ignored))
 
     def withdraw(self, number: int) -> bool:
         """A request that was to be sent cannot be, because its record cannot be written: its caller fails. False for one that
@@ -312,7 +313,3 @@ class Turnstile(Limiting):
         else:
             assert isinstance(request, operations.Destroy)
             self.effects.append(Close(1000, "unmounted"))
-
-
-def _ignored(_outcome: object) -> None:
-    """Its caller has gone."""

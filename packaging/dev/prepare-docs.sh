@@ -15,16 +15,8 @@ want nodejs node
 command -v npm >/dev/null || command -v tsc >/dev/null || missing="$missing node-typescript"
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "prepare: installing$missing"
-  # Nothing is to be started by being installed (invoke-rc.d(8)).
-  policy=/usr/sbin/policy-rc.d
-  if [ ! -e "$policy" ]; then
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod 755 "$policy"
-    trap 'rm -f "$policy"' EXIT
-  fi
-  apt-get update -qq
   # shellcheck disable=SC2086
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+  "$(dirname "$0")/install-quietly.sh" $missing
 elif [ -n "$missing" ]; then
   echo "prepare: some tests of the documents need what is missing here:$missing"
 fi

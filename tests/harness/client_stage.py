@@ -1,7 +1,9 @@
 """A client and a server made by hand, on one loop."""
 
+import contextlib
+import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +15,8 @@ from fuse_gated.edge.files import Export
 from fuse_gated.edge.loop import Loop
 from fuse_gated.errors import GateError
 from fuse_gated.persistence import Persistence
+from fuse_gated.wire import codec
+from fuse_gated.wire import messages as wire
 from harness.scripted_server import Script, ScriptedServer
 
 ONCE: Final = Persistence(reconnect=False)
@@ -65,3 +69,21 @@ class Stage:
         if self.server is not None:
             self.server.close()
         self.loop.close()
+
+
+@contextlib.contextmanager
+def one_file(directory: Path) -> Iterator[Stage]:
+    """A stage whose export has a file of ten bytes. What is made there has the mode that the server asks for."""
+    root = directory / "export"
+    root.mkdir()
+    (root / "file").write_bytes(b"0123456789")
+    before = os.umask(0)
+    stage = Stage(root)
+    yield stage
+    stage.close()
+    os.umask(before)
+
+
+def result(operation: str, reply: wire.Replied) -> Any:
+    """A reply's errno, or what it brings."""
+    return reply.errno or codec.decode_result(operation, reply.result)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from harness.leftovers import unmount
+from fuse_gated.edge import mounts
+from harness.leftovers import mounts_beneath, unmount
 from harness.needs import need
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -58,3 +59,14 @@ def hanging(target: Path) -> Iterator[Path]:
             unmount(target)
     finally:
         os.close(server)
+
+
+@contextlib.contextmanager
+def keepers_runtime(directory: Path) -> Iterator[Path]:
+    """A runtime directory, beneath which nothing may be mounted when the keepers have ended."""
+    need("root", "fuse")
+    yield directory / "run"
+    left = mounts_beneath(directory)
+    for point in left:
+        mounts.unmount(str(point))
+    assert left == []

@@ -1,5 +1,6 @@
 """The cage around a worker: what can be seen of it from outside, and what code that runs in its place cannot do."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -196,7 +197,12 @@ def test_two_workers_share_no_descriptor(server: Server, captain: Captain) -> No
 
 
 def _descriptors(pid: int) -> set[str]:
-    return {os.readlink(f"/proc/{pid}/fd/{descriptor}") for descriptor in os.listdir(f"/proc/{pid}/fd")}
+    targets = set()
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        # Between the two calls the process may have closed it.
+        with contextlib.suppress(FileNotFoundError):
+            targets.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
+    return targets
 
 
 def test_a_stranger_is_caged_before_its_first_byte(caged: None, server: Server, other: Mounted) -> None:

@@ -21,8 +21,8 @@ help:
 	@echo "make man       manual pages and completions anew, from the parsers and the documents"
 	@echo "make docs      the documents as a site, in build/site"
 	@echo "make coverage  the tests once more, with branch coverage of every process"
-	@echo "make bench     latency and throughput beside sshfs; BENCH_FLAGS=--profile: and where the time goes;"
-	@echo "               BENCH_FLAGS=--sessions: what a session costs in memory, descriptors and time"
+	@echo "make bench     programs on a mount beside sshfs at four distances (root; BENCH_FLAGS=--quick: minutes, --full: hours);"
+	@echo "               BENCH_FLAGS=--latency: one operation; --profile: and where its time goes; --sessions: a thousand sessions"
 	@echo "make chaos     everything that can fail fails, 200 times, under a checking load (root; CHAOS_FLAGS=--help)"
 	@echo "make fuzz      what strangers may send, mutated by coverage, for ten minutes"
 
@@ -49,6 +49,7 @@ coverage:
 
 bench:
 	@packaging/dev/prepare.sh $(VENV)
+	@packaging/dev/prepare-bench.sh
 	$(PYTHON) tests/bench/bench.py $(BENCH_FLAGS)
 
 chaos:

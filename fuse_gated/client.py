@@ -61,8 +61,9 @@ TRANSITIONS: Final = {
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Something that happened: 'connecting', 'logged-in', 'mounted' (a new session; `replaced`: after the server lost the one
-    before), 'connection-lost', 'reconnecting' (`attempt` comes in `delay` seconds), 'resumed' (the session goes on) or 'closed'.
-    `path` is where the server mounted it."""
+    before), 'connection-lost', 'reconnecting' (`attempt` comes in `delay` seconds), 'resumed' (the session goes on),
+    'watches-exhausted' (once: not all can be watched that the server would remember) or 'closed'. `path` is where the server
+    mounted it."""
 
     event: str
     server: str | None = None
@@ -93,7 +94,9 @@ class Client:
         self.next_attempt: float | None = None
         """When it comes, in the loop's time, while it is waited for."""
         self._pools = (Pool(loop), Pool(loop))
-        self.answering = Answering(loop, export, self._pools[0], self._send, self._queued, self._pools[1])
+        self.answering = Answering(
+            loop, export, self._pools[0], self._send, self._queued, self._pools[1], self._watches_exhausted
+        )
         self._loop = loop
         self._export = export
         self._destination = destination
@@ -121,9 +124,6 @@ class Client:
         self._on_event(Event(event="connecting", server=self._destination.address, export=self._destination.name))
         self._connect()
         self._loop.run()
-        for timer in (self._attempt_timer, self._holding_timer):
-            if timer is not None:
-                timer.cancel()
         self.answering.stop()
         # What a dead filesystem holds up ends with the process, which then also closes its files.
         if all(pool.close(_ENDING_TIMEOUT) for pool in self._pools):
@@ -255,6 +255,11 @@ class Client:
         self._secret = None
         self.answering.forget()
 
+    def _watches_exhausted(self) -> None:
+        assert self._export.watches is not None
+        why = f"{len(self._export.watches):,} directories are watched for changes, as many as may: the others are slower"
+        self._on_event(Event(event="watches-exhausted", reason=f"{why} (raise it with: sysctl fs.inotify.max_user_watches)"))
+
     # Endings.
 
     def _end(self, happened: str, error: GateError | None) -> None:
@@ -262,6 +267,10 @@ class Client:
             self._connection.abort()
             self._connection = None
         self._enter(happened)
+        # Now, and not when the loop has ended: one may be due in this very turn.
+        for timer in (self._attempt_timer, self._holding_timer):
+            if timer is not None:
+                timer.cancel()
         self._failure = error
         self._on_event(Event(event="closed", reason=_GOODBYE if error is None else error.message))
         self._loop.stop()

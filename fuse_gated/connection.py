@@ -27,7 +27,7 @@ CONNECT_TIMEOUT: Final = 10.0
 """Seconds for connecting, TLS and the upgrade together."""
 LOGIN_TIMEOUT: Final = 30.0
 """Seconds from then to the welcome; the server may wait for its mount meanwhile."""
-_PINGS: Final = 4
+_PINGS: Final = 2
 """In the time after which a silent server is taken for dead."""
 
 

@@ -75,6 +75,48 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     export: str
 
 
+class Figured(msgspec.Struct, frozen=True, kw_only=True):
+    """What `figures` tells of a session. `measures` is the beginning of a block, as its worker left it (turnstile/measures.py):
+    numbers, whoever wrote them. `sealed` and `taken` are how many audit records it has made, and the journal has taken."""
+
+    session: str
+    tenant: str
+    export: str
+    state: str
+    driver: str
+    address: str
+    since: float
+    measures: bytes
+    sealed: int
+    taken: int
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """A session that is over; `number` counts them. `measures` is compressed (zlib)."""
+
+    number: int
+    session: str
+    tenant: str
+    export: str
+    measures: bytes
+    sealed: int
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What `figures` answers, in a memfd whose descriptor comes with the answer. `ended` are the last sessions that ended, as far
+    as they were asked for and are still known. `started` names the daemon's own run, in whose numbers they count."""
+
+    version: str
+    started: str
+    uptime: float
+    tenants: int
+    draining: bool
+    connections: int
+    sessions: list[Figured]
+    ended: list[Ended]
+    last_ended: int
+
+
 class AttachError(OperatorError):
     """The daemon gives no socket: there is no such session, or the asker may not use it. `errno` is this machine's number."""
 
@@ -115,12 +157,32 @@ def call(runtime: str, command: str, timeout: float = 5.0, **arguments: Any) -> 
     Raises OperatorError where no daemon runs, where we may not speak to it, and where it could not do what was asked;
     PeerError where it does not answer, or answers what makes no sense.
     """
-    answer, sockets = _ask(runtime, command, timeout, arguments)
-    for sock in sockets:
-        sock.close()
+    answer, fds = _ask(runtime, command, timeout, arguments)
+    for fd in fds:
+        os.close(fd)
     if answer.error is not None:
         raise OperatorError(answer.error, answer.hint)
     return answer.result
+
+
+def figures(runtime: str, timeout: float = 10.0, *, session: str = "", brief: bool = False, ended_after: int = -1) -> Seen:
+    """What the sessions do, or one of them, without a question to their workers; with `brief` no single operations. And those
+    that ended after number `ended_after`, where it is not below zero. Raises what `call` raises."""
+    arguments = {"session": session, "brief": brief, "ended_after": ended_after}
+    answer, fds = _ask(runtime, "figures", timeout, arguments)
+    try:
+        if answer.error is not None:
+            raise OperatorError(answer.error, answer.hint)
+        if len(fds) != 1:
+            raise _nonsense()
+        data = os.pread(fds[0], os.fstat(fds[0]).st_size, 0)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    try:
+        return msgspec.msgpack.decode(data, type=Seen)
+    except msgspec.DecodeError:
+        raise _nonsense() from None
 
 
 def attach(runtime: str, session: str, timeout: float = 5.0) -> tuple[socket.socket, Attachment]:
@@ -128,11 +190,11 @@ def attach(runtime: str, session: str, timeout: float = 5.0) -> tuple[socket.soc
 
     Raises AttachError where there is none that we may use, and what `call` raises.
     """
-    answer, sockets = _ask(runtime, "attach", timeout, {"session": session})
-    if answer.error is None and len(sockets) == 1:
-        return sockets[0], _convert(answer.result, Attachment)
-    for sock in sockets:
-        sock.close()
+    answer, fds = _ask(runtime, "attach", timeout, {"session": session})
+    if answer.error is None and len(fds) == 1:
+        return socket.socket(fileno=fds[0]), _convert(answer.result, Attachment)
+    for fd in fds:
+        os.close(fd)
     if answer.error is None:
         raise _nonsense()
     raise AttachError(answer.error, answer.hint, errno_number(answer.errno))
@@ -143,19 +205,19 @@ def exports(runtime: str, timeout: float = 5.0) -> list[str]:
     return _convert(call(runtime, "exports", timeout), list[str])
 
 
-def _ask(runtime: str, command: str, timeout: float, arguments: dict[str, Any]) -> tuple[Answer, list[socket.socket]]:
+def _ask(runtime: str, command: str, timeout: float, arguments: dict[str, Any]) -> tuple[Answer, list[int]]:
     request = msgspec.msgpack.encode(Request(command, arguments))
     deadline = time.monotonic() + timeout
-    sockets: list[socket.socket] = []
+    fds: list[int] = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         try:
             connection.settimeout(timeout)
             _connect(connection, Path(runtime, SOCKET_NAME))
             connection.sendall(request)
-            return _receive(connection, deadline, sockets), sockets
+            return _receive(connection, deadline, fds), fds
         except BaseException as error:
-            for sock in sockets:
-                sock.close()
+            for fd in fds:
+                os.close(fd)
             if isinstance(error, TimeoutError):
                 raise PeerError(f"the daemon did not answer within {timeout:g} s", _LOOK) from None
             if isinstance(error, OSError):
@@ -203,13 +265,13 @@ def _connect(connection: socket.socket, path: Path) -> None:
         raise OperatorError(f"we may not use {path}", "run this as root, or as the user that the daemon runs as") from None
 
 
-def _receive(connection: socket.socket, deadline: float, sockets: list[socket.socket]) -> Answer:
-    """Appends the sockets that come with the answer."""
+def _receive(connection: socket.socket, deadline: float, descriptors: list[int]) -> Answer:
+    """Appends the descriptors that come with the answer."""
     data = bytearray()
     while len(data) <= MAX_ANSWER:
         connection.settimeout(max(deadline - time.monotonic(), 0.001))
         packet, fds, _, _ = socket.recv_fds(connection, MAX_REQUEST, 1, socket.MSG_CMSG_CLOEXEC)
-        sockets += [socket.socket(fileno=fd) for fd in fds]
+        descriptors += fds
         data += packet
         try:
             return _ANSWERS.decode(data)

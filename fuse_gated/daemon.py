@@ -45,6 +45,8 @@ _END_PATIENCE: Final = 6.0
 _LEAVE_PATIENCE: Final = 4.0
 _LOGIN_SLACK: Final = 2.0
 _LOOK_EVERY: Final = 1.0
+_LOOKS: Final = 500
+"""At processes, in a second at most: with more of them they are looked at less often."""
 
 
 class Daemon:
@@ -296,7 +298,7 @@ class Daemon:
 
     def _look_for_dead(self) -> None:
         """What a pidfd tells too late (`Guest.has_ended`)."""
-        self.loop.after(_LOOK_EVERY, self._look_for_dead)
+        self.loop.after(max(_LOOK_EVERY, len(self.guests) / _LOOKS), self._look_for_dead)
         for guest in list(self.guests.values()):
             if guest.seat is not None and not guest.dead and guest.has_ended():
                 self.died(guest)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from fuse_gated import __version__, control, supervision
+from fuse_gated import __version__, control, looking, supervision
 from fuse_gated.edge import hosting
 from fuse_gated.edge.listening import rest_if_scarce
 from fuse_gated.edge.loop import Loop, Timer
@@ -118,6 +118,9 @@ class Desk:
         if not caller.is_operator:
             hint = "ask as root, or as the user that the daemon runs as"
             self._reply(caller, control.Answer(f"'{request.command}' is for the operator", hint, errno="EACCES"))
+            return
+        if request.command == "figures":
+            self._figures(caller, request.arguments)
             return
         command = self._commands.get(request.command)
         if command is None:
@@ -267,6 +270,15 @@ class Desk:
             reply(control.Answer(result=total))
 
         self._ask_all(then)
+
+    def _figures(self, caller: _Caller, arguments: dict[str, Any]) -> None:
+        name = arguments.get("session")
+        if name and not self._daemon.seats.find(name):
+            self._reply(caller, control.Answer(f"there is no session {name!r}", _LISTED))
+            return
+        descriptor = supervision.enclose(looking.seen(self._daemon, arguments, time.monotonic() - self._started))
+        self._reply(caller, control.Answer(result={}), [descriptor])
+        os.close(descriptor)
 
     def _ask_all(self, then: Callable[[list[Seat]], None]) -> None:
         seats = self._daemon.seats.mounted

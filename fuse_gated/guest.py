@@ -18,6 +18,9 @@ from fuse_gated.gate.tenant import Tenant
 if TYPE_CHECKING:
     from fuse_gated.seat import Seat
 
+_NO_MEMORY = b"0 "
+"""How /proc/PID/statm begins then: it counts pages."""
+
 
 class Guest:
     """One process: a connection's, or a standby. `seat` is the session that it serves, or is about to."""
@@ -105,7 +108,7 @@ def open_state(pid: int) -> int | None:
     too, which is not dumpable; but what is open stays open (proc(5)).
     """
     with contextlib.suppress(OSError):
-        return os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
     return None
 
 
@@ -114,10 +117,12 @@ def main_thread_has_ended(state: int) -> bool:
 
     That can be long before the process has: a thread that waits in the kernel for a lock of the mount's (a notification does)
     cannot be killed, and who holds the lock waits for an answer of the dead process. Only unmounting ends both. No descriptor
-    tells of it: a pidfd is readable when the last thread has ended. A process's state is its main thread's (proc(5)).
+    tells of it: a pidfd is readable when the last thread has ended, that of the main thread too (PIDFD_THREAD; tried on 6.18).
+    What proc(5) says of a process is its main thread's, and one that has ended has no memory: asked so because it is asked once a
+    second of every session, and its state costs five times as much.
     """
     with contextlib.suppress(OSError):
-        return os.pread(state, 4096, 0).rpartition(b")")[2].split()[0] == b"Z"
+        return os.pread(state, 128, 0).startswith(_NO_MEMORY)
     return True
 
 

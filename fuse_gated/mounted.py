@@ -28,17 +28,19 @@ from fuse_gated.gate.admission import may_attach
 from fuse_gated.gate.audit import SEALED, Chain, Fields, Record
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.limiter import Limiter
+from fuse_gated.gate.shares import Shares
 from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.operations import Caller
 from fuse_gated.serving import Recorder, Serving
 from fuse_gated.turnstile import elsewhere
 from fuse_gated.turnstile.files import tell_closed
+from fuse_gated.turnstile.measures import Measures
 from fuse_gated.turnstile.memory import acquaint
 from fuse_gated.turnstile.turnstile import Limits, Turnstile
 from fuse_gated.wire import codec
-from fuse_gated.wire.messages import MAX_MESSAGE, Offer, Terms, Welcome
+from fuse_gated.wire.messages import MAX_MESSAGE, WATCHES, Offer, Terms, Welcome
 
-PING_EVERY: Final = 5.0
+PING_EVERY: Final = 10.0
 _LOOK_AGAIN: Final = 0.1
 DEAD_AFTER: Final = 20.0
 """Seconds without a word after which a client counts as away: it answers pings."""
@@ -63,6 +65,7 @@ class Host(Protocol):
     settings: Settings
     recorder: Recorder
     notifier: Notifier
+    shares: Shares | None
 
     def send(self, message: msgspec.Struct) -> None: ...
     def end(self, reason: str) -> None: ...
@@ -132,6 +135,9 @@ class Mounted:
         self.serving.attach(self.driver)
         if self.about.policy != _digest(self.tenant, self._identity):
             self.serving.turnstile.forget_all()
+        else:
+            # What the last process counted on, nobody has watched since.
+            self.serving.turnstile.forget_all_that_is_watched()
         if self._socket is None:
             now, lost_at = time.monotonic(), memory.lost_at
             self._lost_at = lost_at if 0.0 < lost_at < now else now
@@ -158,7 +164,7 @@ class Mounted:
         settings, offer = self._host.settings, self.about.offer
         turnstile = Turnstile(
             Gate(self.tenant, self._identity, read_only="read-only" in offer.capabilities),
-            Limiter(self.tenant.limits, self._loop.now),
+            Limiter(self.tenant.limits, self._loop.now, self._host.shares),
             Limits(
                 deadline=settings.request_deadline,
                 max_in_flight=settings.max_in_flight,
@@ -167,8 +173,10 @@ class Mounted:
                 refusals=settings.audit.refusals,
             ),
             export_root=offer.root,
+            watches=WATCHES in offer.capabilities,
         )
         self._state = memory or State(state, STATE_SIZE, turnstile.ledger.everything)
+        turnstile.measures = Measures(time.monotonic, self._state.measures, slow_after=settings.slow_operation or None)
         os.close(state)
         self.serving = Serving(
             self._loop, turnstile, self._socket, self._host.recorder, self._host.violated, self._state, self._host.end
@@ -341,6 +349,7 @@ class Mounted:
         self.yielded = True
         self._tell_outage()
         self.serving.detach()
+        self.serving.turnstile.count_ended()
         self.driver = None
         if self._host.recorder.waiting is None and not self.serving.behind:
             # With what no row has told: how much was read and written.
@@ -362,6 +371,7 @@ class Mounted:
             if not handle.directory:
                 tell_closed(turnstile, handle)
         self.serving.carry_out()
+        turnstile.count_ended()
 
     def _gone(self) -> None:
         """The kernel says that the mount is gone: unmounted by us, or by the operator's hand."""

@@ -1,6 +1,8 @@
 """How the daemon gets mounts: it asks the mount keeper, and is told by callback. The daemon itself never waits."""
 
+import contextlib
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +31,8 @@ class Mounter:
         self._channel = channel
         self._on_lost = on_lost
         self._waiting: dict[int, _Asked] = {}
+        self._unsent: deque[_Asked] = deque()
+        """For which there was no room: when a thousand sessions end at once, each is still to be unmounted."""
         self._next = 1
         self._notes: dict[tuple[str, str], bytes] = {}
         """Those that are still to be sent, the newest of each mount."""
@@ -102,30 +106,43 @@ class Mounter:
 
     def _send_note(self) -> None:
         """One at a time: many at once would take the room that other requests need."""
-        if self._noting or not self._notes:
+        if self._noting or not self._notes or self._unsent:
             return
         tenant, export = next(iter(self._notes))
         fields = {"tenant": tenant, "export": export, "data": self._notes[tenant, export]}
-        if not self._send(keeping.Note, self._noted, fields):
-            del self._notes[tenant, export]
-            self._noting = True
+        with contextlib.suppress(BlockingIOError):
+            if not self._send(_Asked(keeping.Note, self._noted, fields)):
+                del self._notes[tenant, export]
+                self._noting = True
 
     def _noted(self, _answer: keeping.FromKeeper, _fds: list[int]) -> None:
         self._noting = False
 
     def _ask(self, kind: Callable[..., Any], then: OnAnswer, **fields: Any) -> None:
-        fault = self._send(kind, then, fields)
-        if fault:
-            then(keeping.Refused(id=0, reason=fault), [])
+        self._unsent.append(_Asked(kind, then, fields))
+        if len(self._unsent) == 1:
+            self._send_on()
 
-    def _send(self, kind: Callable[..., Any], then: OnAnswer, fields: dict[str, Any]) -> str:
-        """Why it cannot be sent; '' if it was."""
-        number, self._next = self._next, self._next + 1
+    def _send_on(self) -> None:
+        """What there is room for, in its order. Where there is none, an answer is still to come, and makes some."""
+        while self._unsent:
+            asked = self._unsent[0]
+            try:
+                fault = self._send(asked)
+            except BlockingIOError:
+                return
+            self._unsent.popleft()
+            if fault:
+                asked.then(keeping.Refused(id=0, reason=fault), [])
+
+    def _send(self, asked: "_Asked") -> str:
+        """Why it cannot be sent; '' if it was. Raises BlockingIOError where there is no room now."""
         try:
-            self._channel.send(kind(id=number, **fields))
-        except (BlockingIOError, PeerError) as error:
+            self._channel.send(asked.kind(id=self._next, **asked.fields))
+        except PeerError as error:
             return f"the mount keeper does not answer: {error}"
-        self._waiting[number] = _Asked(kind, then, fields)
+        self._waiting[self._next] = asked
+        self._next += 1
         return ""
 
     def _ready(self, _events: int) -> None:
@@ -141,6 +158,7 @@ class Mounter:
             for number, asked in list(self._waiting.items()):
                 asked.then(keeping.Refused(id=number, reason="the mount keeper is gone"), [])
             self._waiting.clear()
+            self._send_on()
             self._on_lost()
             return
         answer, fds = received
@@ -151,6 +169,7 @@ class Mounter:
             return
         asked = self._waiting.pop(answer.id, _NOBODY)
         asked.then(answer, fds)
+        self._send_on()
         # A note for which there was no room, or that came while another one was on its way.
         self._send_note()
 

@@ -42,6 +42,8 @@ class Seat:
         self.reader = guest
         self.heir: Guest | None = None
         self.descriptors: list[int] = []
+        self.share: int | None = None
+        """Its number among the tenant's shares (allotments.py)."""
         self.mounted = False
         self.unmounting = False
         self.away = ""

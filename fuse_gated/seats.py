@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import msgspec
 
 from fuse_gated import supervision
+from fuse_gated.allotments import Allotments
 from fuse_gated.config.settings import Settings
 from fuse_gated.drivers import NETWORK, Drivers
 from fuse_gated.edge import keeping, process
@@ -23,6 +24,7 @@ from fuse_gated.edge.peers import Peer
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.guest import Guest
+from fuse_gated.looking import Past
 from fuse_gated.mounter import Found
 from fuse_gated.seat import Note, Seat, read_note
 from fuse_gated.supervision import CLOSE_LIMIT, CLOSE_POLICY
@@ -66,6 +68,8 @@ class Seats:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._seats: dict[tuple[str, str], Seat] = {}
+        self.past = Past()
+        self._allotments = Allotments()
         self._banned: dict[str, None] = {}
         """Digests of the secrets of sessions that the operator has ended, the oldest first."""
         self.leaving = False
@@ -128,7 +132,13 @@ class Seats:
         elif mounter is None or not mounter.alive:
             guest.say(supervision.OpenRefused("the server cannot mount: there is no mount keeper", 1011))
         else:
-            made = self._seats[tenant.name, export] = guest.seat = Seat(guest, entry[0], export)
+            made = Seat(guest, entry[0], export)
+            try:
+                made.share = self._allotments.give(tenant.name)
+            except OSError as error:
+                guest.say(supervision.OpenRefused(f"the server cannot open it now: {error.strerror}", 1011))
+                return
+            self._seats[tenant.name, export] = guest.seat = made
             made.program = program
             self._host.started(guest)
             mounter.mount(Gate(*entry), export, lambda answer, fds: self._mount_answered(made, answer, fds))
@@ -143,13 +153,13 @@ class Seats:
                 self.unmount(seat)
             else:
                 guest.settled()
-                guest.say(supervision.Opened(answer.path, seat.driver), fds)
+                guest.say(supervision.Opened(answer.path, seat.driver, seat.share or 0), self._handed(seat))
             return
         for fd in fds:
             os.close(fd)
         reason = answer.reason if isinstance(answer, keeping.Refused) else "no descriptors came with the mount"
         process.tell(PROGRAM, f"{seat.shown} could not be mounted: {reason}")
-        del self._seats[seat.tenant.name, seat.export]
+        self._remove(seat)
         if guest is not None:
             guest.seat = None
             guest.say(supervision.OpenRefused(f"the server could not mount: {reason}", 1011))
@@ -258,6 +268,8 @@ class Seats:
         guest = seat.heir
         if guest is None or guest.dead:
             try:
+                if seat.share is None:
+                    seat.share = self._allotments.give(seat.tenant.name)
                 guest = self._host.stand_by(seat.session)
             except OSError as error:
                 process.tell(PROGRAM, f"{seat.shown} has no worker: {error.strerror} (are processes or memory short?)")
@@ -270,7 +282,7 @@ class Seats:
         came = guest is seat.heir
         seat.reader, seat.heir = guest, None
         detail = f"from {seat.address or 'a local socket'}, {seat.program[:80]}" if came else fall or seat.away
-        guest.say(supervision.TakeOver(seat.session, *entry, detail), seat.descriptors)
+        guest.say(supervision.TakeOver(seat.session, *entry, detail, seat.share or 0), self._handed(seat))
         self._write_note(seat)
         self._host.changed()
 
@@ -283,6 +295,14 @@ class Seats:
         if heir is not None:
             heir.seat = None
             heir.say(supervision.OpenRefused(reason, code))
+
+    def _handed(self, seat: Seat) -> list[int]:
+        """The descriptors for whoever serves it."""
+        return [*seat.descriptors, self._allotments.descriptor(seat.tenant.name)]
+
+    def _remove(self, seat: Seat) -> None:
+        if self._seats.pop((seat.tenant.name, seat.export), None) is not None and seat.share is not None:
+            self._allotments.take_back(seat.tenant.name, seat.share)
 
     def _write_note(self, seat: Seat) -> None:
         if self._host.mounter is not None:
@@ -327,10 +347,11 @@ class Seats:
     def _unmounted(self, seat: Seat, answer: keeping.FromKeeper) -> None:
         if isinstance(answer, keeping.Refused):
             process.tell(PROGRAM, f"{seat.shown} could not be unmounted: {answer.reason}")
+        self.past.add(seat)
         for fd in seat.descriptors:
             os.close(fd)
         seat.descriptors = []
-        self._seats.pop((seat.tenant.name, seat.export), None)
+        self._remove(seat)
         if seat.reader is not None:
             reader, seat.reader = seat.reader, None
             reader.seat = None

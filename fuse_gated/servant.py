@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from fuse_gated import supervision
+from fuse_gated import allotments, supervision
 from fuse_gated.config.settings import Settings
 from fuse_gated.edge.channel import Channel
 from fuse_gated.edge.fuse_kernel import Negotiated, Notifier
@@ -15,6 +15,7 @@ from fuse_gated.edge.journal import Journal
 from fuse_gated.edge.loop import Loop
 from fuse_gated.errors import GateError, PeerError, ProtocolError
 from fuse_gated.gate.audit import Chain, Record
+from fuse_gated.gate.shares import Shares
 from fuse_gated.mounted import Mounted
 from fuse_gated.operations import Caller
 from fuse_gated.serving import Recorder
@@ -48,6 +49,8 @@ class Servant:
         self.session = session
         self.settings = settings
         self.mounted: Mounted | None = None
+        self.shares: Shares | None = None
+        """What the session has in common with the tenant's others."""
         self.ending = False
         self.deserted = False
         """The daemon is gone, or about to go."""
@@ -123,8 +126,9 @@ class Servant:
 
     def take_over(self, message: supervision.TakeOver, fds: list[int]) -> None:
         """Go on with a session where another process stopped."""
-        device, state = fds
+        device, state, shares = fds
         self.session = message.session
+        self.shares = allotments.view(shares, message.share)
         self.mounted = self.make_mounted(message)
         try:
             self.mounted.go_on(device, state, self.secret, message.detail, self.shown)

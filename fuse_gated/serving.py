@@ -33,8 +33,11 @@ PATIENCE: Final = 1.0
 
 _RETRY: Final = 0.05
 _SOON_ENOUGH: Final = 0.005
+_COUNTED: Final = 0.25
+"""Seconds until what has ended is counted at the latest."""
 _CROWDED: Final = 16 * 2**20
 _READS_A_TURN: Final = 16
+_PATIENT: Final = frozenset({"release", "releasedir", "unwatch", "flush"})
 
 
 class Driver(Protocol):
@@ -47,7 +50,7 @@ class Driver(Protocol):
     def ready(self, events: int = 0, most: int = 16) -> None: ...
     def answer(self, unique: int, answer: KernelAnswer) -> None: ...
     def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None: ...
-    def invalidate_entry(self, parent: int, name: bytes) -> None: ...
+    def invalidate_entry(self, parent: int, name: bytes, *, expire: bool = False) -> None: ...
 
 
 class Recorder:
@@ -258,10 +261,13 @@ class Serving:
 
     def _send(self, effect: effects.Send) -> None:
         self._batch.add(effect.frame)
+        if self._batch.is_long:
+            self.flush()
+            return
         if self._flush_is_due:
             return
-        if effect.frame.id & 1:
-            # Our own request, such as RELEASE: nobody waits for it, so it goes with the next that somebody waits for.
+        if effect.frame.id & 1 and (not isinstance(effect.frame, Ask) or effect.frame.operation in _PATIENT):
+            # Our own request that nobody waits for: it goes with the next that somebody waits for.
             if self._late_flush is None:
                 self._late_flush = self._loop.after(_SOON_ENOUGH, self.flush)
             return
@@ -304,7 +310,7 @@ class Serving:
 
     def _invalidate_entry(self, effect: effects.InvalidateEntry) -> None:
         if self._driver is not None:
-            self._driver.invalidate_entry(effect.parent, effect.name)
+            self._driver.invalidate_entry(effect.parent, effect.name, expire=effect.expire)
 
     def _invalidate_inode(self, effect: effects.InvalidateInode) -> None:
         if self._driver is not None:
@@ -357,6 +363,8 @@ class Serving:
 
     def _set_timer(self) -> None:
         due = self.turnstile.next_due(self._loop.now)
+        if due is None and self.turnstile.measures.ends:
+            due = self._loop.now + _COUNTED
         if self._recorder.waiting is not None and not self.silenced:
             patience = self._recorder.since + PATIENCE
             due = patience if due is None else min(due, patience)

@@ -73,21 +73,24 @@ class Yield(msgspec.Struct, frozen=True, tag="yield"):
 
 
 class TakeOver(msgspec.Struct, frozen=True, tag="take-over"):
-    """Daemon: go on with this session; the device and the state come with the message. `detail` says why, for the record."""
+    """Daemon: go on with this session; the device, the state and the tenant's shares come with the message. `detail` says why,
+    for the record; `share` is the session's number among the shares (allotments.py)."""
 
     session: str
     tenant: Tenant
     identity: Identity
     detail: str
+    share: int = 0
 
 
 class Opened(msgspec.Struct, frozen=True, tag="opened"):
     """Daemon: mounted at `path`; the driver's descriptor comes with the message, /dev/fuse for 'kernel', a socket to the
-    driver's process for 'libfuse', and the session's state. With 'network' there is no path, and the descriptor stands for
-    none."""
+    driver's process for 'libfuse', then the session's state and the tenant's shares, in which `share` is the session's number.
+    With 'network' there is no path, and the descriptor stands for none."""
 
     path: str
     driver: str
+    share: int = 0
 
 
 class Attach(msgspec.Struct, frozen=True, tag="attach"):

@@ -13,7 +13,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.typing import Origin, Subprotocol
 
-from fuse_gated import supervision
+from fuse_gated import allotments, supervision
 from fuse_gated.arrival import Arrival
 from fuse_gated.config.settings import Settings
 from fuse_gated.edge.channel import Channel
@@ -156,7 +156,8 @@ class Worker(Servant):
         if self.ending:
             self.send(supervision.Ending("the client had gone before it was mounted"))
             return
-        device, state = fds
+        device, state, shares = fds
+        self.shares = allotments.view(shares, message.share)
         self.mounted = Mounted(self, self.session, tenant, identity, self.socket)
         about = About(offer=offer, driver=message.driver, path=message.path, shown=self.visitor.address)
         self.mounted.begin(device, state, about)

@@ -1,6 +1,7 @@
 """A worker's process: made ready while it still may, caged, run, and ended with nothing left unsaid."""
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -25,8 +26,10 @@ from fuse_gated.worker import Visitor, Worker
 _NOTICE_PATIENCE: Final = 5.0
 """Seconds in which the kernel takes a notification from a worker that answers every request at once."""
 _NO_JOURNAL: Final = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\nthe server cannot write its audit records\n"
-_DESCRIPTORS: Final = 3
-"""At most, with one message of the daemon's: a long message, a device and a state."""
+_TURN: Final = 0.0004
+"""Seconds: some operations. Who works at leisure does not wait for the long turns of who is busy."""
+_DESCRIPTORS: Final = 4
+"""At most, with one message of the daemon's: a long message, a device, a state and the tenant's shares."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -83,6 +86,9 @@ def secured(sock: socket.socket, tls: ssl.SSLContext) -> socket.socket:
 
 
 def _begin(session: str, place: Place) -> Journal:
+    # What the daemon has of all other sessions is not this one's to collect, and is not to be copied by looking at it.
+    gc.freeze()
+    process.take_short_turns(_TURN)
     process.set_name(f"fg-{session}")
     process.die_with_parent(place.daemon)
     # Its own, so that a session that fills its socket's buffer leaves the others' alone, and journald sees who writes.

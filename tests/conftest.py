@@ -8,8 +8,16 @@ from collections.abc import Iterator
 import pytest
 from harness import LIVE, Mounted, Server, Stage, Work, need
 from harness.namespace import enter_private_namespace
+from hypothesis import HealthCheck, settings
 
 from fuse_gated.edge.libfuse import LACKS
+
+# The same examples each time, however long a busy machine takes for them: what only chance finds is looked for by `make fuzz`,
+# and with --hypothesis-profile=default.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -52,7 +52,7 @@ def test_a_session_from_hello_to_goodbye(stage: Stage) -> None:
     assert hello.offer.root == os.fsencode(stage.root)
     assert hello.offer.program.startswith("fuse-gate/")
     assert hello.offer.token is None
-    assert hello.offer.capabilities == (("chown",) if os.geteuid() == 0 else ())
+    assert hello.offer.capabilities == (("chown", "watches") if os.geteuid() == 0 else ("watches",))
     assert bytes(result("read", read)) == b"2345"
     assert release.errno is None
     stage.turn_until(lambda: server.closed)
@@ -299,8 +299,8 @@ def test_a_server_that_never_welcomes(stage: Stage, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_first_reason_is_the_one_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "LOGIN_TIMEOUT", 0.1)
-    monkeypatch.setattr("fuse_gated.edge.websocket._CLOSE_TIMEOUT", 0.3)
+    monkeypatch.setattr(connection, "LOGIN_TIMEOUT", 1.0)
+    monkeypatch.setattr("fuse_gated.edge.websocket._CLOSE_TIMEOUT", 1.5)
     stage.set(first_message(*asks(wire.Getattr(b"")), lambda server: server.loop.soon(server.fall_silent)))
     assert "before the welcome" in stage.failure().message
 
@@ -311,7 +311,7 @@ def test_a_silent_server_is_given_up(stage: Stage) -> None:
 
 
 def test_pings_keep_a_session_alive(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "LOGIN_TIMEOUT", 0.05)
+    monkeypatch.setattr(connection, "LOGIN_TIMEOUT", 1.0)
     server = stage.set(first_message(welcome()))
     client = stage.make(persistence=Persistence(reconnect=False, dead_after=5.0))
     looks: list[int] = []
@@ -330,7 +330,8 @@ def test_pings_keep_a_session_alive(stage: Stage, monkeypatch: pytest.MonkeyPatc
         else:
             stage.loop.after(0.01, look)
 
-    stage.loop.after(0.1, look)
+    # By then the login's time would be over.
+    stage.when["mounted"] = lambda _: stage.loop.after(1.1, look)
     client.run()
     assert client.state is State.CLOSED
     assert stage.events[-1].reason == "goodbye"
@@ -351,7 +352,7 @@ def test_a_link_that_says_something_costs_no_pings(stage: Stage) -> None:
         else:
             stage.loop.after(0.001, look)
 
-    stage.loop.after(0.1, look)
+    stage.when["mounted"] = lambda _: stage.loop.after(0.1, look)
     client.run()
     assert set(asked) == {asked[0]}
 

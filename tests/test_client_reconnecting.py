@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from harness.client_stage import Stage, one_file, result
 from harness.hostile import Child
+from harness.ports import port_of, reserve
 from harness.scripted_server import MOUNT, ScriptedServer, asks, welcome
 
 from fuse_gated import client as module
@@ -409,19 +410,20 @@ class PauseCounted:
 # The first connection.
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as closed_listener:
-        return int(closed_listener.getsockname()[1])
+@pytest.fixture
+def port() -> Iterator[int]:
+    """One on which nobody listens but who is told to here."""
+    with reserve() as place:
+        yield port_of(place)
 
 
-def test_a_first_attempt_that_fails_is_the_end(stage: Stage) -> None:
-    error = stage.failure(port=free_port(), persistence=QUICK)
+def test_a_first_attempt_that_fails_is_the_end(stage: Stage, port: int) -> None:
+    error = stage.failure(port=port, persistence=QUICK)
     assert "cannot reach" in error.message
     assert told(stage) == ["connecting", "closed"]
 
 
-def test_whoever_wants_to_tries_on_from_the_start(stage: Stage) -> None:
-    port = free_port()
+def test_whoever_wants_to_tries_on_from_the_start(stage: Stage, port: int) -> None:
     client = stage.make(port=port, persistence=FROM_START)
 
     def start(event: Event) -> None:
@@ -453,6 +455,16 @@ def test_goodbye_while_waiting(stage: Stage) -> None:
     assert client.state is State.CLOSED
     assert stage.events[-1] == Event(event="closed", reason="goodbye")
     assert client._export.open_handles == 0
+
+
+def test_goodbye_in_the_moment_of_the_next_attempt(stage: Stage) -> None:
+    """Signals are heard before timers: what is due in the same turn of the loop must not come after the end."""
+    play(stage, losing(broken_off))
+    client = stage.make(persistence=Persistence(delay=0.0, longest_delay=0.0))
+    stage.when["reconnecting"] = lambda _: stage.loop.from_thread(client.goodbye)
+    client.run()
+    assert told(stage)[-2:] == ["reconnecting", "closed"]
+    assert client.state is State.CLOSED
 
 
 def test_goodbye_while_connecting_again(stage: Stage) -> None:
@@ -547,9 +559,7 @@ def test_many_connections_leave_nothing_behind(stage: Stage) -> None:
 # A server that is killed.
 
 
-def test_a_killed_server_is_found_again(stage: Stage) -> None:
-    port = free_port()
-
+def test_a_killed_server_is_found_again(stage: Stage, port: int) -> None:
     def serve() -> None:
         loop = Loop()
         ScriptedServer(loop, losing(), port=port)

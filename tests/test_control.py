@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from harness.looks import seen, session
 
 from fuse_gated import control
 from fuse_gated.control import Answer, Request
@@ -191,3 +192,40 @@ def test_what_the_daemon_answers_becomes_structs() -> None:
             control.convert_sessions(wrong)
     with pytest.raises(PeerError, match="makes no sense"):
         control.convert_status([])
+
+
+def described(data: bytes | None, answer: Answer | None = None) -> Callable[[socket.socket, bytes], None]:
+    """Answers with a memfd that holds the data."""
+
+    def run(connection: socket.socket, _packet: bytes) -> None:
+        descriptors = []
+        if data is not None:
+            descriptors.append(os.memfd_create("figures"))
+            os.write(descriptors[0], data)
+        socket.send_fds(connection, control.encode_answer(answer or Answer(result={})), descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        connection.recv(1)
+
+    return run
+
+
+def test_figures_come_in_a_memfd(serve: Serve, tmp_path: Path) -> None:
+    told = seen(session(data=b"x" * 100))
+    before = len(os.listdir("/proc/self/fd"))
+    serve(described(msgspec.msgpack.encode(told)))
+    assert control.figures(str(tmp_path), session="s1", brief=True, ended_after=3) == told
+    assert len(os.listdir("/proc/self/fd")) <= before + 2, "of the server's, which has not ended"
+
+
+@pytest.mark.parametrize("data", [None, b"", b"\xc1", msgspec.msgpack.encode({"version": 1})])
+def test_figures_that_are_none(serve: Serve, tmp_path: Path, data: bytes | None) -> None:
+    serve(described(data))
+    with pytest.raises(PeerError, match="makes no sense"):
+        control.figures(str(tmp_path))
+
+
+def test_figures_that_are_refused(serve: Serve, tmp_path: Path) -> None:
+    serve(described(None, Answer("there is no session 's9'", "list them")))
+    with pytest.raises(OperatorError, match="there is no session 's9'"):
+        control.figures(str(tmp_path))

@@ -14,6 +14,7 @@ import msgspec
 import posix1e
 import pytest
 from harness import mounts_beneath, outcome
+from harness.leftovers import descriptors
 from harness.mounting import keepers_runtime
 from harness.mounting import mount as mount_any
 
@@ -492,10 +493,10 @@ def test_a_runtime_directory_that_is_not_ours_is_refused(runtime: Path, capfd: p
     assert list(runtime.iterdir()) == []
     os.chown(runtime, 0, 0)
     (runtime / "mnt").symlink_to("/tmp")
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with pytest.raises(OperatorError, match="symbolic link"):
         mountd.MountKeeper(str(runtime))
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
     (runtime / "mnt").unlink()
 
 

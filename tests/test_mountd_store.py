@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from harness.leftovers import descriptors
 
 from fuse_gated.edge.memory import make_state, write_memory
 from fuse_gated.mountd_store import Kept, Label, NoStore, Shelf, is_kept
@@ -42,10 +43,10 @@ class Store:
 @pytest.fixture
 def store() -> Iterator[Store]:
     made = Store()
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors()
     yield made
     made.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def add(shelf: Shelf, export: str = "web") -> Kept:

@@ -24,10 +24,11 @@ from fuse_gated.edge.fuse_requests import IN_HEADER
 from fuse_gated.edge.journal import JournalFile
 from fuse_gated.edge.keeping import STATE_SIZE
 from fuse_gated.edge.loop import Loop
-from fuse_gated.edge.memory import make_state
+from fuse_gated.edge.memory import make_memory, make_state
 from fuse_gated.edge.state import MAGIC, State
 from fuse_gated.gate.audit import Chain, Record
 from fuse_gated.gate.audit_verify import verify
+from fuse_gated.gate.shares import SIZE
 from fuse_gated.gate.tenant import Identity, Outage, Tenant
 from fuse_gated.gate.verdict import ALL, Rule
 from fuse_gated.mounted import About, _digest
@@ -65,6 +66,7 @@ class Scene:
         self.kernel, self.device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.kernel.setblocking(False)
         self.state = make_state()
+        self.shares = make_memory("shares", SIZE)
         self._audit = audit
         self.servant = Servant(self.loop, self._channel, journal, self.notifier, "0" * 16, Settings())
         self.said: list[Any] = []
@@ -94,7 +96,7 @@ class Scene:
 
     def take_over(self, policy: Tenant | None = None) -> None:
         message = supervision.TakeOver(SESSION, policy or tenant(), IDENTITY, "the worker ended with SIGKILL")
-        self.daemon.send(message, [self.device.fileno(), self.state])
+        self.daemon.send(message, [self.device.fileno(), self.state, self.shares])
         self.servant._from_daemon(0)
         self.hear()
 
@@ -135,6 +137,7 @@ class Scene:
     def close(self) -> None:
         self.notifier.stop()
         os.close(self.state)
+        os.close(self.shares)
         for closed in (self.daemon, self._channel, self.kernel, self.device, self.loop):
             closed.close()
 

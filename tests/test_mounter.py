@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from harness.leftovers import descriptors
 
 from fuse_gated.edge import keeping
 from fuse_gated.edge.channel import Channel
@@ -134,11 +135,29 @@ def test_a_keeper_that_is_lost(scene: Scene, end: str) -> None:
     assert answer.reason.startswith("the mount keeper does not answer: ")
 
 
-def test_a_keeper_that_does_not_read(scene: Scene) -> None:
-    while not scene.answers:
-        scene.mounter.unmount("acme", "one", scene.then)
-    assert isinstance(scene.answers[0][0], keeping.Refused)
-    assert scene.mounter.alive
+def test_what_a_keeper_has_no_room_for_is_asked_later_and_in_order(scene: Scene) -> None:
+    """When all clients are gone at once, each session's mount is to be taken away all the same."""
+    exports = [f"export{number}" for number in range(5000)]
+    for export in exports:
+        scene.mounter.unmount("acme", export, scene.then)
+    assert scene.answers == []
+    asked = []
+    while len(asked) < len(exports):
+        request = scene.asked()
+        asked.append(request.export)
+        scene.keeper.send(keeping.Done(id=request.id))
+        scene.loop.turn()
+    assert asked == exports
+    assert [type(answer) for answer, _ in scene.answers] == [keeping.Done] * len(exports)
+
+
+def test_what_was_never_sent_is_told_of_when_the_keeper_is_gone(scene: Scene) -> None:
+    for number in range(5000):
+        scene.mounter.unmount("acme", f"export{number}", scene.then)
+    scene.keeper.close()
+    scene.loop.turn()
+    assert len(scene.answers) == 5000
+    assert all(isinstance(answer, keeping.Refused) for answer, _ in scene.answers)
 
 
 # Notes, and what an earlier daemon has left.
@@ -166,7 +185,7 @@ def test_notes_go_one_at_a_time_and_the_newest_counts(scene: Scene) -> None:
 
 
 def test_a_note_for_which_there_was_no_room_is_sent_when_there_is(scene: Scene) -> None:
-    while not scene.answers:
+    for _ in range(5000):
         scene.mounter.unmount("acme", "one", scene.then)
     scene.mounter.note("acme", "web", b"note")
     noted: list[keeping.Note] = []
@@ -216,7 +235,7 @@ def test_what_was_left_is_found_with_its_descriptors(scene: Scene, exports: list
 
 @pytest.mark.parametrize("how", ["lost", "half"])
 def test_where_it_cannot_be_known_whole_nothing_is_found(scene: Scene, how: str) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors()
     found: list[list[Found]] = []
     scene.mounter.fetch(found.append)
     request = scene.asked()
@@ -230,11 +249,11 @@ def test_where_it_cannot_be_known_whole_nothing_is_found(scene: Scene, how: str)
         scene.keeper.send(msgspec.structs.replace(held, id=request.id), [0])
     scene.loop.turn()
     assert found == [[]]
-    assert len(set(os.listdir("/proc/self/fd")) - before) == 0
+    assert len(descriptors() - before) == 0
 
 
 def test_an_answer_for_nobody_leaves_no_descriptor(scene: Scene) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors()
     scene.keeper.send(keeping.Mounted(id=99, path="/mnt"), [0, 0])
     scene.loop.turn()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before

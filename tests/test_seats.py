@@ -232,7 +232,7 @@ def test_a_mount_is_made(daemon: Daemon) -> None:
     daemon.answer(keeping.Mount)
     [opened] = client.heard()
     assert opened == supervision.Opened("/run/acme/work", "kernel")
-    assert len(client.descriptors) == 2
+    assert len(client.descriptors) == 3
     assert (seat.mounted, seat.shown, seat.state, seat.path) == (True, "acme/work", "mounted", "/run/acme/work")
     assert daemon.seats.find("acme/work") == daemon.seats.find(seat.session) == [seat]
     daemon.seats.ready(client.guest, digest(SECRET))
@@ -395,7 +395,7 @@ def test_it_goes_on_where_it_was(daemon: Daemon) -> None:
     assert isinstance(taken, supervision.TakeOver)
     assert (taken.session, taken.tenant.name) == (seat.session, "acme")
     assert taken.detail == "from 192.0.2.2, program/1"
-    assert len(new.descriptors) == 2
+    assert len(new.descriptors) == 3
     assert (seat.reader, seat.heir, seat.away, seat.address, seat.falls) == (new.guest, None, "", "192.0.2.2", [])
     assert new.guest.deadline is None
     assert new.guest.starting is False
@@ -616,7 +616,7 @@ def test_who_falls_is_followed_by_a_standby(daemon: Daemon) -> None:
     standby = daemon.processes[-1]
     [taken] = standby.heard()
     assert (taken.session, taken.detail) == (seat.session, "the worker ended with SIGSEGV")
-    assert len(standby.descriptors) == 2
+    assert len(standby.descriptors) == 3
     assert (seat.reader, standby.guest.tenant, len(seat.falls)) == (standby.guest, seat.tenant, 1)
 
 
@@ -809,7 +809,7 @@ def test_what_was_left_behind_goes_on(daemon: Daemon) -> None:
     [seat] = daemon.seats
     standby = daemon.processes[-1]
     [taken] = standby.heard()
-    assert (taken.session, taken.detail, len(standby.descriptors)) == ("5" * 16, "the service was started anew", 2)
+    assert (taken.session, taken.detail, len(standby.descriptors)) == ("5" * 16, "the service was started anew", 3)
     assert (seat.shown, seat.path, seat.since, seat.address) == ("acme/work", "/run/work", 12.5, "192.0.2.9")
     assert seat.state == "suspended"
     assert seat.reader is standby.guest

@@ -28,7 +28,8 @@ from fuse_gated.edge.channel import Channel
 from fuse_gated.edge.fuse_kernel import Notifier
 from fuse_gated.edge.journal import JournalFile, JournalSocket
 from fuse_gated.edge.loop import Loop
-from fuse_gated.edge.memory import make_state
+from fuse_gated.edge.memory import make_memory, make_state
+from fuse_gated.gate.shares import SIZE
 from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.gate.verdict import ALL, Rule
 from fuse_gated.wire import codec
@@ -99,6 +100,7 @@ class Scene:
         self.notifier = Notifier()
         self.host, self._driver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.state = make_state()
+        self.shares = make_memory("shares", SIZE)
         self.said: list[Any] = []
         self.worker = Worker(self.loop, theirs, self._channel, journal, self.notifier, VISITOR, SETTINGS)
 
@@ -141,7 +143,7 @@ class Scene:
         self.client.hello()
         self.heard(supervision.Open)
         self.host.send(hosting.encode_began(19, 131072))
-        self.say(supervision.Opened("/run/mnt", "libfuse"), self._driver.fileno(), self.state)
+        self.say(supervision.Opened("/run/mnt", "libfuse"), self._driver.fileno(), self.state, self.shares)
         self.until(lambda: self.client.got(Opcode.BINARY))
 
     def leave(self) -> None:
@@ -153,6 +155,7 @@ class Scene:
         self.worker.socket.abort()
         self.notifier.stop()
         os.close(self.state)
+        os.close(self.shares)
         for closed in (self.client.socket, self._theirs, self.daemon, self._channel, self.host, self._driver, self.loop):
             closed.close()
 
@@ -211,7 +214,7 @@ def test_a_mount_whose_client_is_gone_is_given_back(scene: Scene) -> None:
     scene.client.hello()
     scene.heard(supervision.Open)
     scene.leave()
-    scene.say(supervision.Opened("/run/mnt", "libfuse"), scene.host.fileno(), scene.state)
+    scene.say(supervision.Opened("/run/mnt", "libfuse"), scene.host.fileno(), scene.state, scene.shares)
     assert scene.heard(supervision.Ending).reason == "the client had gone before it was mounted"
     assert scene.worker.mounted is None
 

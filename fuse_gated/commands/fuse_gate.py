@@ -65,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--token-file", required=True, metavar="FILE", help="a file that holds the login token and nothing else")
     export.add_argument("--name", help="the export's name on the server (default: made from DIR's last component)")
     export.add_argument("--read-only", action="store_true", help="let the server change nothing")
+    export.add_argument(
+        "--no-watch",
+        action="store_true",
+        help="do not watch for changes (inotify); the server then remembers less and asks more often",
+    )
     export.add_argument("--json", action="store_true", help="print events as JSON, one a line")
     export.add_argument("--ca", metavar="FILE", help="PEM file of the authorities that may have signed the server's certificate")
     export.add_argument("--cert", metavar="FILE", help="PEM file of a certificate to show to the server")
@@ -139,7 +144,15 @@ def _export(options: argparse.Namespace) -> int:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.umask(0)  # What is made gets the mode that the server asks for, whose caller has a umask of its own.
-    export = Export(Path(options.directory), read_only=options.read_only, trust_server=options.trust_server)
+    export = Export(
+        Path(options.directory),
+        read_only=options.read_only,
+        trust_server=options.trust_server,
+        watch=not options.no_watch,
+    )
+    if export.unwatched:
+        why = f"changes cannot be watched, so the server asks more often: {export.unwatched}"
+        _warn(f"{why}; if too many programs watch files, raise it with: sysctl fs.inotify.max_user_instances")
     if export.root == b"/":
         _warn("the whole of this machine is offered")
     if ignores_case(options.directory):
@@ -180,6 +193,9 @@ class _Session:
         if event.replaced:
             self._status.clear()
             _warn(_LOST)
+        if event.event == "watches-exhausted":
+            self._status.clear()
+            _warn(event.reason or "")
         if self._status.active:
             self._show()
         elif not self._json:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from fuse_gated import __version__
-from fuse_gated.commands import audit, check, doctor, drain, explain, files, places, sessions, token
+from fuse_gated.commands import audit, check, doctor, drain, explain, files, metrics, places, sessions, stats, token, top
 from fuse_gated.commands.output import complain
 from fuse_gated.errors import GateError
 
@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; shell completions and manual pages can be made from it."""
-    top = argparse.ArgumentParser(prog=PROGRAM, description="Look at and steer a fuse-gated server.")
-    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    top.add_argument("--etc", metavar="DIR", type=Path, default=places.ETC, help="the configuration (default: %(default)s)")
-    top.add_argument(
+    made = argparse.ArgumentParser(prog=PROGRAM, description="Look at and steer a fuse-gated server.")
+    made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    made.add_argument("--etc", metavar="DIR", type=Path, default=places.ETC, help="the configuration (default: %(default)s)")
+    made.add_argument(
         "--runtime",
         metavar="DIR",
         dest="runtime_directory",
@@ -51,8 +51,11 @@ def parser() -> argparse.ArgumentParser:
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print JSON")
-    subparsers = top.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
+    subparsers = made.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
     sessions.add_parsers(subparsers, common)
+    stats.add_parser(subparsers, common)
+    top.add_parser(subparsers, common)
+    metrics.add_parser(subparsers)
     drain.add_parser(subparsers, common)
     files.add_parsers(subparsers, common)
     explain.add_parser(subparsers, common)
@@ -60,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     token.add_parser(subparsers, common)
     audit.add_parser(subparsers)
     doctor.add_parser(subparsers, common)
-    return top
+    return made
 
 
 if __name__ == "__main__":

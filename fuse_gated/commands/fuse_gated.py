@@ -58,7 +58,7 @@ def _serve(directory: Path, runtime: Path, listen: str | None) -> int:
     Tenants.read(directory)
     if settings.seccomp:
         # Now, while files can be opened: a caged worker cannot import, nor can the user that the daemon becomes perhaps.
-        seccomp.library()
+        seccomp.prepare()
     tls = _tls_context(settings.tls) if settings.tls is not None else None
     # The daemon runs as another user, who may not be allowed to walk to the directory: it gets it open.
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -11,7 +11,7 @@ from fuse_gated.config.document import Document, Reader, Unfit, quoted
 from fuse_gated.config.settings_file import at_fault
 from fuse_gated.errors import ConfigurationError
 from fuse_gated.gate.policy import validate_pattern
-from fuse_gated.gate.tenant import Exports, Limits, Outage, Tenant, Token
+from fuse_gated.gate.tenant import Cache, Exports, Limits, Outage, Tenant, Token
 from fuse_gated.gate.verdict import PERMISSIONS, Rule
 from fuse_gated.paths import is_mount_name
 
@@ -54,6 +54,7 @@ class _Policy:
             "symlinks": values.one_of("inside", "as-is", "deny"),
             "limits": values.structure(Limits, "limits", _LIMITS),
             "outage": values.structure(Outage, "outage", _OUTAGE),
+            "cache": values.structure(Cache, "cache", _CACHE),
             "audit": values.one_of("denials", "writes", "opens", "everything"),
         }
 
@@ -143,7 +144,13 @@ _LIMITS: Final = {
     "operations": _classes("limits.operations", values.quantity("a rate", units.rate, units.RATE_FORM, 0.001, 1e9)),
     "bytes": _classes("limits.bytes", values.quantity("a rate of bytes", units.byte_rate, units.BYTE_RATE_FORM, 1, 2**62)),
     "on_excess": values.one_of("delay", "refuse"),
+    "scope": values.one_of("session", "tenant"),
     "open_files": values.whole(1, 10_000_000),
     "file_size": values.size(1, 2**63 - 1),
+}
+_CACHE: Final = {
+    "mode": values.one_of("watched", "ttl", "strict"),
+    "ttl": values.duration(0.001, 86400),
+    "size": values.size(2**20, 2**36),
 }
 _OUTAGE: Final = {"mode": values.one_of("wait", "fail", "cached"), "grace": values.duration(0, 7 * 86400)}

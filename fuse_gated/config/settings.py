@@ -50,6 +50,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     without: tuple[str, ...] = ()
     """What is not used of FUSE though the kernel has it."""
     request_deadline: float = 30.0
+    slow_operation: float = 5.0
+    """Seconds from which on an operation has a record of its own; 0: none has."""
     max_in_flight: int = 256
     max_bytes_in_flight: int = 64 * 2**20
     max_sessions: int = 2000

@@ -111,6 +111,7 @@ _SETTINGS: Final[Reader] = values.structure(
         "admission": values.structure(Admission, "admission", _ADMISSION),
         "proxies": values.structure(Proxies, "proxies", _PROXIES, required=("addresses", "header")),
         "audit": values.structure(Audit, "audit", _AUDIT),
+        "slow_operation": values.duration(0, 3600),
         "without": values.many("features", values.one_of("resend", "readdirplus"), least=0),
         "drivers": values.many("drivers", values.one_of("kernel", "libfuse", "network"), least=1),
         "request_deadline": values.duration(0.1, 3600),

@@ -8,16 +8,19 @@ answered when the server asks again; what had not begun is forgotten, because th
 server's own, are never asked again: those are all carried out.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 from fuse_gated.edge.carrying import Carrying
 from fuse_gated.edge.files import Export
+from fuse_gated.edge.gathering import Collected
 from fuse_gated.edge.loop import Loop, Timer
 from fuse_gated.edge.pool import Pool
-from fuse_gated.edge.remembered import PER_REQUEST_IN_FLIGHT, Remembered
-from fuse_gated.edge.request import Request
+from fuse_gated.edge.remembered import IDEMPOTENT, PER_REQUEST_IN_FLIGHT, Remembered
+from fuse_gated.edge.request import FOR_A_CONNECTION, WEIGHTY, Request, weight_of
+from fuse_gated.edge.watching import Watching
 from fuse_gated.errors import ProtocolError
 from fuse_gated.wire import codec
 from fuse_gated.wire import messages as wire
@@ -32,7 +35,8 @@ _VIOLATION: Final = 1008
 
 class Answering:
     """`send` takes the messages that go out, `queued` tells how many bytes of them have not left yet. `elsewhere` are threads
-    for what concerns other filesystems than the root's (default: the same ones)."""
+    for what concerns other filesystems than the root's (default: the same ones). `on_shortage` hears, once, that more was to be
+    watched for the server than may be."""
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class Answering:
         send: Callable[[bytearray], None],
         queued: Callable[[], int],
         elsewhere: Pool | None = None,
+        on_shortage: Callable[[], None] = lambda: None,
     ) -> None:
         self.operations = 0
         self.bytes_read = 0
@@ -54,6 +59,11 @@ class Answering:
         self._max_in_flight = 0
         self._max_bytes = 0
         self._batch = codec.Batch()
+        self._is_to_be_sent = False
+        self._connected = False
+        self._watching: Watching | None = None
+        if export.watches is not None:
+            self._watching = Watching(loop, export.watches, self._tell, queued, on_shortage)
         self._remembered = Remembered()
         self._requests: dict[int, Request] = {}
         self._left_over: dict[int, Request] = {}
@@ -86,6 +96,7 @@ class Answering:
         """
         self._agree(terms)
         self.forget()
+        self._connect()
 
     def resume(self, terms: wire.Terms) -> None:
         """From now on requests may come again, on another connection, in the session that was suspended.
@@ -93,9 +104,13 @@ class Answering:
         Raises ProtocolError as `begin`.
         """
         self._agree(terms)
+        self._connect()
 
     def suspend(self) -> None:
         """The connection is lost: nothing is sent until the session is resumed, or another one begins."""
+        self._connected = False
+        if self._watching is not None:
+            self._watching.reset()
         requests, self._requests = self._requests, {}
         unread, self._unread = self._unread, deque()
         if self._unread_timer is not None:
@@ -132,6 +147,8 @@ class Answering:
     def stop(self) -> None:
         """Answer nothing any more. What runs on threads goes on to its end."""
         self._stopped = True
+        if self._watching is not None:
+            self._watching.stop()
         self._carrying.stop()
         for request in [*self._requests.values(), *self._left_over.values(), *self._unheard]:
             request.stop_waiting()
@@ -148,30 +165,30 @@ class Answering:
 
         Raises ProtocolError for a request that is malformed, more than the terms allow, or whose id is in flight.
         """
-        if frame.id in self._requests:
-            raise ProtocolError(f"request {frame.id} is in flight already", _VIOLATION)
-        if self.in_flight >= self._max_in_flight:
+        number = frame.id
+        if number in self._requests:
+            raise ProtocolError(f"request {number} is in flight already", _VIOLATION)
+        if len(self._requests) + self._answered >= self._max_in_flight:
             raise ProtocolError(f"more than {self._max_in_flight} requests in flight", _VIOLATION)
         arguments = codec.decode_arguments(frame)
         if arguments is None:
-            self._reply(wire.Reply(frame.id, "ENOSYS"), 0)
+            self._reply(wire.Reply(number, "ENOSYS"), 0)
             return
-        request = Request(frame.id, arguments)
-        if self._bytes + request.weight > self._max_bytes and self.in_flight:
+        weight = weight_of(arguments) if type(arguments) in WEIGHTY else 0
+        if weight and self._bytes + weight > self._max_bytes and self.in_flight:
             raise ProtocolError(f"more than {self._max_bytes} bytes in flight", _VIOLATION)
-        self._bytes += request.weight
-        if self._left_over and frame.id in self._left_over:
-            self._take_up(frame.id, request)
+        self._bytes += weight
+        if self._left_over and number in self._left_over:
+            self._take_up(number, self._new_request(number, arguments))
             return
-        known = self._remembered.reply(frame.id, arguments)
+        known = self._remembered.reply(number, arguments) if type(arguments) not in IDEMPOTENT else None
         if known is not None:
-            self._reply(known, request.weight)
-            return
-        self._requests[frame.id] = request
-        if self._unread or self._queued() > self._max_bytes:
+            self._reply(known, weight)
+        elif self._unread or self._queued() > self._max_bytes:
+            request = self._requests[number] = self._new_request(number, arguments)
             self._keep_unread(request)
         else:
-            self._carrying.start(request)
+            self._carry_out(number, arguments, weight)
 
     def cancelled(self, frame: wire.Cancel) -> None:
         """End a request that waits: for a lock, or for a thread. What has begun goes on, and is answered."""
@@ -192,6 +209,12 @@ class Answering:
         self._max_bytes = terms.max_bytes_in_flight
         self._remembered.limit = PER_REQUEST_IN_FLIGHT * terms.max_in_flight
 
+    def _connect(self) -> None:
+        if self._watching is not None:
+            # What threads went on to watch for a connection that was lost is nobody's.
+            self._watching.reset()
+        self._connected = True
+
     def _leave_over(self, request: Request) -> None:
         assert request.id is not None
         if request.id & 1:
@@ -203,6 +226,8 @@ class Answering:
     def _is_carried_out(self, request: Request) -> bool:
         """Whether it must be done although its connection is lost. Releases are no more than there are handles; of what else
         is the server's own, only so many are held."""
+        if isinstance(request.arguments, FOR_A_CONNECTION):
+            return False
         own = request.id is None and len(self._unheard) <= PER_REQUEST_IN_FLIGHT * self._max_in_flight
         return own or request.is_release
 
@@ -229,6 +254,33 @@ class Answering:
 
     # Answers.
 
+    def _new_request(self, number: int, arguments: wire.Arguments) -> Request:
+        request = Request(number, arguments)
+        request.came = self._loop.now
+        return request
+
+    def _carry_out(self, number: int, arguments: wire.Arguments, weight: int) -> None:
+        """Most of it is done by the time that a Request would be made of it, and needs none."""
+        outcome = self._carrying.attempt(arguments)
+        if isinstance(outcome, tuple):
+            self._reply(self._outcome(number, arguments, outcome[0], outcome[1], self._loop.now), weight)
+        else:
+            request = self._requests[number] = self._new_request(number, arguments)
+            self._carrying.start(request, outcome)
+
+    def _outcome(self, number: int, arguments: wire.Arguments, failure: str | None, result: Any, came: float) -> wire.Reply:
+        kind = type(arguments)
+        if type(result) is Collected:
+            result = result.answer()
+        if failure is None:
+            self.operations += 1
+            if kind in WEIGHTY:
+                self._count(arguments, result)
+        reply = wire.Reply(number, failure, result, int((time.monotonic() - came) * 1e6))
+        if kind not in IDEMPOTENT:
+            self._remembered.keep(arguments, reply)
+        return reply
+
     def _keep_unread(self, request: Request) -> None:
         if not self._unread:
             self._unread_timer = self._loop.after(_UNREAD_CHECK, self._go_on)
@@ -249,10 +301,7 @@ class Answering:
                 is_directory = isinstance(request.arguments, wire.Opendir)
                 self._do_unheard(wire.Releasedir(result.handle) if is_directory else wire.Release(result.handle))
             return
-        if failure is None:
-            self._count(request.arguments, result)
-        reply = wire.Reply(number, failure, result)
-        self._remembered.keep(request.arguments, reply)
+        reply = self._outcome(number, request.arguments, failure, result, request.came)
         if request.heard:
             del self._requests[number]
             self._reply(reply, request.weight)
@@ -260,21 +309,35 @@ class Answering:
             del self._left_over[number]
 
     def _count(self, arguments: wire.Arguments, result: Any) -> None:
-        self.operations += 1
         if isinstance(arguments, wire.Read):
             self.bytes_read += len(result)
         elif isinstance(arguments, wire.Write):
             self.bytes_written += result
+        elif isinstance(arguments, wire.Gather):
+            self.bytes_read += sum(len(found.content) for found in result if found.content is not None)
+
+    def _tell(self, notice: wire.Notice) -> None:
+        if self._connected:
+            self._batch.add(notice)
+            self._send_soon()
 
     def _reply(self, reply: wire.Reply, weight: int) -> None:
         # Encoded at once: a read's result is a view of a buffer that the next read overwrites.
         self._batch.add(reply)
-        if not self._answered:
-            self._loop.soon(self._flush)
         self._answered += 1
         self._answered_bytes += weight
+        if self._batch.is_long:
+            self._flush()
+        else:
+            self._send_soon()
+
+    def _send_soon(self) -> None:
+        if not self._is_to_be_sent:
+            self._is_to_be_sent = True
+            self._loop.soon(self._flush)
 
     def _flush(self) -> None:
+        self._is_to_be_sent = False
         self._bytes -= self._answered_bytes
         self._answered = self._answered_bytes = 0
         for message in self._batch.take():

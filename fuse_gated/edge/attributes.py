@@ -2,11 +2,14 @@
 
 import os
 
-from fuse_gated.operations import Attributes, carried
+from fuse_gated.operations import EARLIEST, LATEST, Attributes, carried
 
 
 def attributes(status: os.stat_result) -> Attributes:
     """inode(7), with nothing rounded but times that cannot travel: the server shows the client's own inode, device and times."""
+    atime, mtime, ctime = status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns
+    if not (EARLIEST <= atime <= LATEST and EARLIEST <= mtime <= LATEST and EARLIEST <= ctime <= LATEST):
+        atime, mtime, ctime = carried(atime), carried(mtime), carried(ctime)
     return Attributes(
         status.st_dev,
         status.st_ino,
@@ -18,9 +21,9 @@ def attributes(status: os.stat_result) -> Attributes:
         status.st_size,
         status.st_blocks,
         status.st_blksize,
-        carried(status.st_atime_ns),
-        carried(status.st_mtime_ns),
-        carried(status.st_ctime_ns),
+        atime,
+        mtime,
+        ctime,
     )
 
 

@@ -11,9 +11,9 @@ thread that must not wait says so with `within_mount`: it then meets BeyondMount
 would be asked.
 """
 
-import contextlib
 import errno
 import os
+import re
 import threading
 from types import TracebackType
 from typing import Final
@@ -24,6 +24,8 @@ from fuse_gated.paths import NAME_MAX, is_safe_name
 PATH_LIMIT: Final = 2**20
 """Bytes of the longest path that is looked up; ENAMETOOLONG beyond it. PATH_MAX does not bound a path of the wire."""
 
+_PLAIN: Final = re.compile(rb"[^/\0.][^/\0]*(?:/[^/\0.][^/\0]*)*").fullmatch
+"""Most paths: no name in them begins with a dot, and they are no longer than one name may be."""
 _PATH_MAX: Final = 4096  # With the NUL at its end (limits.h).
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -48,19 +50,22 @@ class WithinMount(threading.local):
 class Parent:
     """For the length of a with block: (descriptor of a directory, name in it)."""
 
-    __slots__ = ("_fd", "_name", "_owned")
+    __slots__ = ("_owned", "fd", "name")
 
     def __init__(self, fd: int, name: bytes, *, owned: bool) -> None:
-        self._fd = fd
-        self._name = name
+        self.fd = fd
+        self.name = name
         self._owned = owned
 
+    def close(self) -> None:
+        if self._owned:
+            os.close(self.fd)
+
     def __enter__(self) -> tuple[int, bytes]:
-        return self._fd, self._name
+        return self.fd, self.name
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self._owned:
-            os.close(self._fd)
+        self.close()
 
 
 class Node:
@@ -117,6 +122,19 @@ class Beneath:
         with self.parent(path) as (directory, name):
             return Node(os.open(name, _NODE, dir_fd=directory), owned=True)
 
+    def status(self, path: bytes) -> os.stat_result:
+        """What fstat(2) tells of the object that `path` names. Raises OSError as `node`."""
+        if path and self.uses_openat2 and len(path) < _PATH_MAX:
+            # As with `node`, without an object for the descriptor: nothing is asked as often as this.
+            _check(path)
+            fd = self._openat2(path, must_be_directory=False)
+            try:
+                return os.fstat(fd)
+            finally:
+                os.close(fd)
+        with self.node(path) as fd:
+            return os.fstat(fd)
+
     def close(self) -> None:
         os.close(self.root)
 
@@ -130,37 +148,30 @@ class Beneath:
         fd = self.root
         try:
             for chunk in _chunks(path):
-                deeper = _openat2(fd, chunk, must_be_directory=True)
+                deeper = syscalls.openat2(fd, chunk, must_be_directory=True)
                 if fd != self.root:
                     os.close(fd)
                 fd = deeper
-        except OSError:
+        except OSError as error:
             if fd != self.root:
                 os.close(fd)
-            raise
+            raise _as_without_openat2(error) from None
         return fd
 
     def _openat2(self, path: bytes, *, must_be_directory: bool) -> int:
         within = self.within_mount.on
         try:
-            return _openat2(self.root, path, must_be_directory=must_be_directory, same_mount=within)
+            return syscalls.openat2(self.root, path, must_be_directory=must_be_directory, same_mount=within)
         except OSError as error:
             if within and error.errno == errno.EXDEV:
                 raise BeyondMount from None
-            raise
+            raise _as_without_openat2(error) from None
 
     def _checked(self, parent: Parent) -> Parent:
         """The calls on a name in a directory go through what is mounted there. Raises BeyondMount, and gives the parent up."""
-        with contextlib.ExitStack() as undo:
-            directory, name = undo.enter_context(parent)
-            if not self.uses_openat2:
-                raise BeyondMount
-            try:
-                os.close(syscalls.openat2(directory, name, must_be_directory=False, same_mount=True))
-            except OSError as error:
-                if error.errno == errno.EXDEV:
-                    raise BeyondMount from None
-            undo.pop_all()
+        if not self.uses_openat2 or syscalls.is_elsewhere(parent.fd, parent.name):
+            parent.close()
+            raise BeyondMount
         return parent
 
     def _walk(self, path: bytes) -> int:
@@ -181,6 +192,8 @@ class Beneath:
 
 
 def _check(path: bytes) -> None:
+    if len(path) <= NAME_MAX and _PLAIN(path) is not None:
+        return
     if len(path) > PATH_LIMIT:
         raise OSError(errno.ENAMETOOLONG, f"a path of {len(path)} bytes")
     for name in path.split(b"/") if path else ():
@@ -200,14 +213,9 @@ def _chunks(path: bytes) -> list[bytes]:
     return chunks
 
 
-def _openat2(directory: int, path: bytes, *, must_be_directory: bool, same_mount: bool = False) -> int:
-    try:
-        return syscalls.openat2(directory, path, must_be_directory=must_be_directory, same_mount=same_mount)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            # What open(2) says with O_DIRECTORY|O_NOFOLLOW, so that both ways of resolving answer alike.
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-        raise
+def _as_without_openat2(error: OSError) -> OSError:
+    """What open(2) says with O_DIRECTORY|O_NOFOLLOW, so that both ways of resolving answer alike."""
+    return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) if error.errno == errno.ELOOP else error
 
 
 def _has_openat2(root: int) -> bool:

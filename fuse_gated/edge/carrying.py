@@ -8,7 +8,7 @@ import errno
 from collections.abc import Callable
 from typing import Any, Final
 
-from fuse_gated.edge.files import ELSEWHERE, LATER, Export
+from fuse_gated.edge.files import ELSEWHERE, LATER, Export, Later
 from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.pool import Pool
 from fuse_gated.edge.request import RELEASES, Request, handles_of, is_held_by_another
@@ -38,10 +38,24 @@ class Carrying:
         self._parked: dict[int, Request] = {}
         self._stopped = False
 
-    def start(self, request: Request) -> None:
-        """Carry it out, now or later."""
+    def attempt(self, arguments: wire.Arguments) -> tuple[str | None, Any] | Later | None:
+        """Carry it out if that is a matter of microseconds: (errno's name or None, result). Otherwise nothing was done, and what
+        is returned is for `start`."""
+        kind = type(arguments)
+        if kind is wire.Setlk or self._busy:
+            return None
+        try:
+            result = self._export.attempt(arguments)
+        except OSError as error:
+            return errno_name(error.errno or errno.EIO), None
+        return result if type(result) is Later else (None, result)
+
+    def start(self, request: Request, later: Later | None = None) -> None:
+        """Carry it out, now or later; `later` is what `attempt` said of it."""
         arguments = request.arguments
-        if self._releasing and not self._releasing.isdisjoint(handles_of(arguments)):
+        if later is not None:
+            self._hand_over(request, later)
+        elif self._releasing and not self._releasing.isdisjoint(handles_of(arguments)):
             # Its descriptor's number may be another file's by the time a thread used it.
             self._finished(request, "EBADF", None)
         elif isinstance(arguments, RELEASES) and arguments.handle in self._busy:
@@ -88,11 +102,12 @@ class Carrying:
                 self._finished(request, errno_name(error.errno or errno.EIO), None)
             return
         if result is LATER or result is ELSEWHERE:
-            self._hand_over(request, self._pool if result is LATER else self._elsewhere)
+            self._hand_over(request, result)
         else:
             self._finished(request, None, result)
 
-    def _hand_over(self, request: Request, pool: Pool) -> None:
+    def _hand_over(self, request: Request, later: Later) -> None:
+        pool = self._pool if later is LATER else self._elsewhere
         arguments = request.arguments
         for handle in handles_of(arguments):
             self._busy[handle] = self._busy.get(handle, 0) + 1

@@ -182,7 +182,8 @@ class Contents:
 
     def readdir(self, arguments: wire.Readdir) -> wire.Listed:
         directory = self._handles.directory(arguments.handle)
-        if arguments.cookie == 0:
+        anew = listing.starts(directory, arguments.cookie)
+        if anew:
             self._keep(-len(directory.entries))
             directory.entries = []
             if self._kept_entries > MOST_ENTRIES:
@@ -191,7 +192,7 @@ class Contents:
             covered = self._filesystems.mounted_in(directory.fd)
             return listing.read(directory, arguments.cookie, arguments.count, arguments.attributes, covered)
         finally:
-            if arguments.cookie == 0:
+            if anew:
                 self._keep(len(directory.entries))
 
     def readdir_is_quick(self, arguments: wire.Readdir) -> bool:

@@ -15,10 +15,12 @@ from typing import Any, Final
 from fuse_gated.edge.beneath import Beneath, BeyondMount
 from fuse_gated.edge.contents import Contents
 from fuse_gated.edge.filesystems import Filesystems
+from fuse_gated.edge.gathering import Gathering
 from fuse_gated.edge.handles import Handles
 from fuse_gated.edge.locks import Locks
 from fuse_gated.edge.names import Names
 from fuse_gated.edge.precautions import Precautions, effective_capabilities
+from fuse_gated.edge.watches import Watches
 from fuse_gated.errors import OperatorError
 from fuse_gated.wire import messages as wire
 
@@ -49,7 +51,9 @@ class Export:
 
     `perform` may be called from several threads at once, `attempt` from one. `max_handles` bounds what the server may hold
     open (default: by RLIMIT_NOFILE). The process's umask should be 0: the modes that the server asks for have passed their
-    caller's umask already. Raises OperatorError if `root` is no directory that can be opened, or /proc is not there.
+    caller's umask already. With `watch` the server can be told of changes, where inotify(7) tells of them: on a local
+    filesystem, and where openat2(2) says what lies on another. Raises OperatorError if `root` is no directory that can be
+    opened, or /proc is not there.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Export:
         trust_server: bool = False,
         max_handles: int | None = None,
         openat2: bool = True,
+        watch: bool = True,
     ) -> None:
         self.root = os.path.realpath(os.fsencode(root))
         """The directory's absolute path, without links."""
@@ -81,10 +86,16 @@ class Export:
         contents = Contents(self._beneath, self._handles, self._locks, names, self._precautions, filesystems)
         self.local = filesystems.is_local(self._beneath.root, os.fstat(self._beneath.root).st_dev)
         """Whether the root's filesystem answers without a network; where it does not, no operation is quick."""
-        self._perform = _table(names, contents, self._getlk, self._setlk)
+        self.unwatched = ""
+        """Why nothing can be watched although it is wanted, where that can be changed."""
+        self.watches = self._watches() if watch and self.local and self._beneath.uses_openat2 else None
+        """What is watched for the server; None where nothing can be."""
+        gathering = Gathering(self._beneath, filesystems, self.watches)
+        self._perform = _table(names, contents, gathering, self._getlk, self._setlk)
         self._attempt: dict[type[wire.Arguments], Callable[[Any], Any]] = {
             wire.Open: contents.open_quickly,
             wire.Read: contents.read_quickly,
+            wire.Gather: gathering.gather_quickly,
             wire.Write: lambda arguments: contents.write(arguments) if contents.write_is_quick(arguments) else None,
         }
         self._is_quick: dict[type[wire.Arguments], Callable[[Any], bool]] = {
@@ -94,10 +105,11 @@ class Export:
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the client says of itself in its hello: 'chown', where it can give files away, and 'read-only'."""
+        """What the client says of itself in its hello: 'chown', where it can give files away, 'read-only', and 'watches'."""
+        watches = (wire.WATCHES,) if self.watches is not None else ()
         if self._precautions.read_only:
-            return ("read-only",)
-        return ("chown",) if self._precautions.can_chown else ()
+            return ("read-only", *watches)
+        return ("chown", *watches) if self._precautions.can_chown else watches
 
     @property
     def open_handles(self) -> int:
@@ -105,7 +117,7 @@ class Export:
 
     def perform(self, arguments: wire.Arguments) -> Any:
         """Carry out one operation, however long it takes (a lock is tried once, never waited for). The result is of the kind
-        in `RESULTS`. Raises OSError, for arguments that make no sense with EINVAL or EBADF."""
+        in `RESULTS`, but of a gather it is a Collected. Raises OSError, for arguments that make no sense with EINVAL or EBADF."""
         return _guarded(self._perform[type(arguments)], arguments)
 
     def attempt(self, arguments: wire.Arguments) -> Any:
@@ -125,21 +137,27 @@ class Export:
             return LATER
         if by_handle and kind is not wire.Link:
             return self._quickly(kind, arguments)
+        within = self._beneath.within_mount
+        within.on = True
         try:
-            with self._beneath.within_mount:
-                return self._quickly(kind, arguments)
+            return self._quickly(kind, arguments)
         except BeyondMount:
             return ELSEWHERE if self.local else LATER
+        finally:
+            within.on = False
 
     def _quickly(self, kind: type[wire.Arguments], arguments: wire.Arguments) -> Any:
         attempt = self._attempt.get(kind)
-        if attempt is not None:
-            result = _guarded(attempt, arguments)
-            return LATER if result is None else result
         is_quick = self._is_quick.get(kind)
-        if is_quick is not None and not _guarded(is_quick, arguments):
-            return LATER
-        return _guarded(self._perform[kind], arguments)
+        try:
+            if attempt is not None:
+                result = attempt(arguments)
+                return LATER if result is None else result
+            if is_quick is not None and not is_quick(arguments):
+                return LATER
+            return self._perform[kind](arguments)
+        except (ValueError, OverflowError, MemoryError) as error:
+            raise _refused(error) from None
 
     def releases(self) -> list[wire.Arguments]:
         """What releases everything that is open."""
@@ -154,7 +172,16 @@ class Export:
         self._locks.close()
         self._handles.close()
         self._filesystems.close()
+        if self.watches is not None:
+            self.watches.close()
         self._beneath.close()
+
+    def _watches(self) -> Watches | None:
+        try:
+            return Watches(self._beneath)
+        except OSError as error:
+            self.unwatched = error.strerror or str(error)
+            return None
 
     def _getlk(self, arguments: wire.Getlk) -> wire.LockState:
         file = self._handles.file(arguments.handle)
@@ -171,6 +198,7 @@ class Export:
 def _table(
     names: Names,
     contents: Contents,
+    gathering: Gathering,
     getlk: Callable[[wire.Getlk], wire.LockState],
     setlk: Callable[[wire.Setlk], None],
 ) -> dict[type[wire.Arguments], Callable[[Any], Any]]:
@@ -195,6 +223,8 @@ def _table(
         wire.Opendir: contents.opendir,
         wire.Readdir: contents.readdir,
         wire.Releasedir: contents.releasedir,
+        wire.Gather: gathering.gather,
+        wire.Unwatch: gathering.unwatch,
         wire.Fsyncdir: contents.fsyncdir,
         wire.Statfs: names.statfs,
         wire.Access: names.access,
@@ -213,8 +243,12 @@ def _table(
 def _guarded(operation: Callable[[Any], Any], arguments: wire.Arguments) -> Any:
     try:
         return operation(arguments)
-    except (ValueError, OverflowError) as error:
-        # os refuses some arguments before the kernel sees them: a NUL in a name, a number that fits no C type.
-        raise OSError(errno.EINVAL, str(error)) from None
-    except MemoryError:
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise _refused(error) from None
+
+
+def _refused(error: Exception) -> OSError:
+    if isinstance(error, MemoryError):
+        return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    # os refuses some arguments before the kernel sees them: a NUL in a name, a number that fits no C type.
+    return OSError(errno.EINVAL, str(error))

@@ -87,6 +87,35 @@ class Filesystems:
             self._known.clear()
 
 
+class MountPoints:
+    """Where something is mounted beneath the directory that `root` stands for. Polled for errors alone, its descriptor is ready
+    when that may be another place (proc(5), mountinfo)."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._known = self._beneath()
+
+    def fileno(self) -> int:
+        return self._mounts
+
+    def have_changed(self) -> bool:
+        """Whether there are others than when it was asked last."""
+        before, self._known = self._known, self._beneath()
+        return before != self._known
+
+    def close(self) -> None:
+        os.close(self._mounts)
+
+    def _beneath(self) -> set[tuple[bytes, bytes]]:
+        try:
+            root = os.readlink(b"/proc/self/fd/%d" % self._root).rstrip(b"/")
+        except OSError:
+            root = b""  # Its path is too long to be said: any change may be one beneath it.
+        points = _mount_points(self._mounts).items()
+        return {(path, name) for path, names in points if path == root or path.startswith(root + b"/") for name in names}
+
+
 def ignores_case(directory: str) -> bool:
     """Whether the directory finds what is in it by upper case as well as by lower, as those of vfat, CIFS and ext4's casefold
     do. False too where nothing in it can tell."""

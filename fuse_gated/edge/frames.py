@@ -13,6 +13,8 @@ from typing import Final
 from websockets.protocol import SERVER, State
 from websockets.protocol import Protocol as WebSocketProtocol
 
+from fuse_gated.edge.memory import make_buffer
+
 try:
     from websockets.speedups import apply_mask
 except ImportError:  # pragma: no cover - built where there was no C compiler
@@ -22,10 +24,15 @@ BUFFER: Final = 256 * 1024
 """Bytes received at once at most."""
 
 _BINARY: Final = 0x82  # FIN, no extension, opcode 2
+_PING: Final = 0x89
+_PONG: Final = 0x8A
 _MASKED: Final = 0x80
 _HEAD_ENDS: Final = b"\r\n\r\n"
 _ALL: Final = sys.maxsize
 _MASKS: Final = 256
+_OPEN: Final = State.OPEN  # Asked of the enumeration it costs a call, in every message, up to Python 3.11.
+_SHORT: Final = [bytes((_BINARY, second)) for second in range(256)]
+"""The headers of messages of less than 126 bytes, by their second byte."""
 
 
 class Incoming:
@@ -55,7 +62,7 @@ class Incoming:
         self._masked = _MASKED if protocol.side is SERVER else 0
         self._on_message = on_message
         self._on_other = on_other
-        self._buffer = bytearray(BUFFER)
+        self._buffer = make_buffer(BUFFER)
         self._view = memoryview(self._buffer)
         self._filled = 0
         self._rest = 0
@@ -67,11 +74,11 @@ class Incoming:
         self._large_mask = b""
         self._got = 0
 
-    def room(self) -> bytearray | memoryview:
+    def room(self) -> memoryview:
         """Where the next bytes go; never empty."""
         if self._large is not None:
             return memoryview(self._large)[self._got :]
-        return self._view[self._filled :] if self._filled else self._buffer
+        return self._view[self._filled :] if self._filled else self._view
 
     def take(self, count: int) -> None:
         """`count` bytes were received."""
@@ -115,7 +122,7 @@ class Incoming:
 
     def _frame(self, at: int, end: int) -> int:
         """Where the frame that begins at `at` ends, or the part of it that can be had; `at` where more bytes are needed."""
-        if self._protocol.state is not State.OPEN:
+        if self._protocol.state is not _OPEN:
             # No handshake, a refused one, or the end: what comes now is not for us.
             self._rest = _ALL
             return self._pass(at, end)
@@ -134,6 +141,9 @@ class Incoming:
         if second & _MASKED:
             body += 4
         if buffer[at] != _BINARY or second & _MASKED != self._masked or length > self.most or self.fragmented:
+            if buffer[at] == _PONG and second == self._masked and end >= body:
+                # The answer to a ping of ours (`Outgoing.ping`). That something came is all that it says.
+                return body
             self._rest = body - at + length
             return self._pass(at, end)
         if end < body:
@@ -168,7 +178,7 @@ class Incoming:
         self._got += count
         if self._got == len(self._large):
             whole, self._large = self._large, None
-            if self._protocol.state is State.OPEN:
+            if self._protocol.state is _OPEN:
                 self._on_message(apply_mask(whole, self._large_mask) if self._masked else whole)
 
 
@@ -187,16 +197,24 @@ class Outgoing:
         size = len(data)
         bit = _MASKED if self._masked else 0
         if size < 126:
-            header = bytes((_BINARY, bit | size))
+            header = _SHORT[bit | size]
         elif size < 65536:
             header = bytes((_BINARY, bit | 126, size >> 8, size & 0xFF))
         else:
             header = bytes((_BINARY, bit | 127)) + size.to_bytes(8, "big")
         if not self._masked:
             return header, data
+        mask = self._mask()
+        return header + mask, apply_mask(data, mask)
+
+    def ping(self) -> bytes:
+        """A ping without a word in it."""
+        return bytes((_PING, _MASKED)) + self._mask() if self._masked else bytes((_PING, 0))
+
+    def _mask(self) -> bytes:
         # Unpredictable (RFC 6455, 5.3), and asked of the kernel for many messages at once.
         if self._used >= len(self._masks):
             self._masks, self._used = os.urandom(4 * _MASKS), 0
         mask = self._masks[self._used : self._used + 4]
         self._used += 4
-        return header + mask, apply_mask(data, mask)
+        return mask

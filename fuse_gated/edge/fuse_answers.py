@@ -115,7 +115,7 @@ def resend() -> bytes:
     return OUT_HEADER.pack(_HEADER_SIZE, _NOTIFY_RESEND, 0)
 
 
-def invalidate_entry(parent: int, name: bytes) -> bytes:
-    """FUSE_NOTIFY_INVAL_ENTRY."""
-    body = _INVAL_ENTRY.pack(parent, len(name), 0) + name + b"\0"
+def invalidate_entry(parent: int, name: bytes, *, expire: bool = False) -> bytes:
+    """FUSE_NOTIFY_INVAL_ENTRY; with FUSE_EXPIRE_ONLY the kernel only asks again."""
+    body = _INVAL_ENTRY.pack(parent, len(name), int(expire)) + name + b"\0"
     return OUT_HEADER.pack(_HEADER_SIZE + len(body), _NOTIFY_INVAL_ENTRY, 0) + body

@@ -17,6 +17,7 @@ import msgspec
 
 from fuse_gated.edge import fuse_answers
 from fuse_gated.edge.fuse_requests import IN_HEADER, INIT, NOTIFY_REPLY, decode
+from fuse_gated.edge.memory import make_buffer
 from fuse_gated.errors import KernelError
 from fuse_gated.operations import Answer, Caller, Destroy, Forget, Interrupt, Request
 
@@ -59,6 +60,8 @@ _FEATURES: Final[dict[str, tuple[str, ...]]] = {
     "readdirplus": ("DO_READDIRPLUS", "READDIRPLUS_AUTO"),
 }
 """What the settings may do without (config/settings.py)."""
+_EXPIRE_MINOR: Final = 38
+"""Of the protocol that has FUSE_EXPIRE_ONLY (Linux 6.2). Before it the kernel forgets the name at once."""
 _UNANSWERED: Final = (Forget, Interrupt, Destroy)
 
 RESENT: Final = 1 << 63
@@ -158,7 +161,7 @@ class KernelDriver:
         self._on_ready = on_ready
         self._on_end = on_end
         self._notifier = notifier
-        self._buffer = bytearray(_BUFFER)
+        self._buffer = make_buffer(_BUFFER)
         self._view = memoryview(self._buffer)
         self._ended = False
         self._resent: set[int] = set()
@@ -229,8 +232,9 @@ class KernelDriver:
             # Attributes alone take no lock that a request holds, and must be gone before the answer that follows.
             write_notice(self.fd, notice)
 
-    def invalidate_entry(self, parent: int, name: bytes) -> None:
-        self._notifier.put(self.fd, fuse_answers.invalidate_entry(parent, name))
+    def invalidate_entry(self, parent: int, name: bytes, *, expire: bool = False) -> None:
+        expire = expire and self.negotiated is not None and self.negotiated.minor >= _EXPIRE_MINOR
+        self._notifier.put(self.fd, fuse_answers.invalidate_entry(parent, name, expire=expire))
 
     def _one(self, size: int) -> None:
         length, opcode, unique, node, uid, gid, pid, _extensions, _ = IN_HEADER.unpack_from(self._buffer)

@@ -104,7 +104,7 @@ class LibfuseDriver:
     def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None:
         """libfuse 2 cannot tell the kernel: what it holds is short-lived instead (`edge.libfuse.LACKS`)."""
 
-    def invalidate_entry(self, parent: int, name: bytes) -> None:
+    def invalidate_entry(self, parent: int, name: bytes, *, expire: bool = False) -> None:
         """As `invalidate_inode`."""
 
     def _one(self, packet: memoryview) -> None:

@@ -135,7 +135,7 @@ class NetworkDriver:
     def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None:
         """Nothing is remembered at the other end of the sockets."""
 
-    def invalidate_entry(self, parent: int, name: bytes) -> None:
+    def invalidate_entry(self, parent: int, name: bytes, *, expire: bool = False) -> None:
         """As `invalidate_inode`."""
 
     def keep(self, may_stay: Callable[[Caller, tuple[int, ...]], bool]) -> None:
@@ -280,7 +280,7 @@ class NoMount:
     def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None:
         """Nothing was shown."""
 
-    def invalidate_entry(self, parent: int, name: bytes) -> None:
+    def invalidate_entry(self, parent: int, name: bytes, *, expire: bool = False) -> None:
         """Nothing was shown."""
 
 

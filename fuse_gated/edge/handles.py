@@ -31,14 +31,15 @@ class OpenFile:
 
 
 class OpenDirectory:
-    """One open directory. `entries` are what its last reading from the start found. `local` is as a file's."""
+    """One open directory. `entries` are what its last reading from the start found, if it `was_read`. `local` is as a file's."""
 
-    __slots__ = ("entries", "fd", "local")
+    __slots__ = ("entries", "fd", "local", "was_read")
 
     def __init__(self, fd: int, *, local: bool = True) -> None:
         self.fd = fd
         self.local = local
         self.entries: list[ListedEntry] = []
+        self.was_read = False
 
 
 class Handles:

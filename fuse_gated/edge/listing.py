@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Container
+from itertools import islice
 from typing import Final
 
 from fuse_gated.edge.attributes import attributes
@@ -31,15 +32,17 @@ _ATTRIBUTES_SIZE: Final = 80
 def read(
     directory: OpenDirectory, cookie: int, count: int, with_attributes: bool, mounted: Container[bytes] = frozenset()
 ) -> Listed:
-    """The entries from `cookie` on; cookie 0 reads the directory anew. A cookie past the end gives none. What is `mounted` here
+    """The entries from `cookie` on; cookie 0 reads the directory anew, and so does the first one: a server goes on with a listing
+    that it began without this handle. A cookie past the end gives none. What is `mounted` here
     is told without its type and attributes.
 
     Raises OSError: EINVAL for a negative cookie or a count below 1, and what getdents(2) says.
     """
     if cookie < 0 or count < 1:
         raise OSError(errno.EINVAL, f"cookie {cookie}, count {count}")
-    if cookie == 0:
-        directory.entries = _scan(directory.fd, mounted)
+    if starts(directory, cookie):
+        directory.entries = scan(directory.fd, mounted)
+        directory.was_read = True
     entries = directory.entries
     told: list[ListedEntry] = []
     size = 0
@@ -47,20 +50,26 @@ def read(
         size += len(entry.name) + _ENTRY_SIZE + (_ATTRIBUTES_SIZE if with_attributes else 0)
         if size > ANSWER_LIMIT and told:
             break
-        told.append(_with_attributes(directory.fd, entry) if with_attributes and entry.name not in mounted else entry)
+        told.append(with_its_attributes(directory.fd, entry) if with_attributes and entry.name not in mounted else entry)
     return Listed(tuple(told), cookie + len(told) >= len(entries))
+
+
+def starts(directory: OpenDirectory, cookie: int) -> bool:
+    """Whether the directory is read anew for this."""
+    return cookie == 0 or not directory.was_read
 
 
 def is_quick(directory: OpenDirectory, cookie: int, count: int, with_attributes: bool) -> bool:
     """Whether `read` is a matter of microseconds."""
-    if cookie == 0 and os.fstat(directory.fd).st_size > QUICK_SIZE:
+    if starts(directory, cookie) and os.fstat(directory.fd).st_size > QUICK_SIZE:
         return False
     return not with_attributes or min(count, len(directory.entries) - cookie) <= QUICK_COUNT
 
 
-def _scan(fd: int, mounted: Container[bytes]) -> list[ListedEntry]:
+def scan(fd: int, mounted: Container[bytes], most: int | None = None) -> list[ListedEntry]:
+    """The entries of a directory, at most so many, without their attributes. Raises OSError as getdents(2)."""
     with os.scandir(fd) as entries:
-        return [_entry(entry, os.fsencode(entry.name), mounted) for entry in entries]
+        return [_entry(entry, os.fsencode(entry.name), mounted) for entry in islice(entries, most)]
 
 
 def _entry(entry: "os.DirEntry[str]", name: bytes, mounted: Container[bytes]) -> ListedEntry:
@@ -82,7 +91,7 @@ def _type(entry: "os.DirEntry[str]") -> int:
         return 0
 
 
-def _with_attributes(fd: int, entry: ListedEntry) -> ListedEntry:
+def with_its_attributes(fd: int, entry: ListedEntry) -> ListedEntry:
     """A name that has vanished since keeps its place, without attributes: cookies are positions."""
     try:
         status = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)

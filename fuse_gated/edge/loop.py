@@ -17,6 +17,8 @@ READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHU
 WRITABLE = select.EPOLLOUT | select.EPOLLERR
 _LONGEST_WAIT = 60.0
 _FEW_TIMERS = 64
+_MOST_EVENTS = 64
+"""Taken at once; room for each is made anew for every wait, and Python would make it for a thousand."""
 
 
 class Timer:
@@ -103,7 +105,7 @@ class Loop:
 
     def turn(self) -> None:
         """Wait for something to do, and do it."""
-        ready = self._epoll.poll(self._wait() if self._timers or self._soon else _LONGEST_WAIT)
+        ready = self._epoll.poll(self._wait() if self._timers or self._soon else _LONGEST_WAIT, _MOST_EVENTS)
         self.now = time.monotonic()
         for fd, events in ready:
             callback = self._callbacks.get(fd)

@@ -1,7 +1,9 @@
-"""Memory that outlives who wrote it: files without a name (memfd_create(2)), passed on as descriptors."""
+"""Memory that outlives who wrote it: files without a name (memfd_create(2)), passed on as descriptors. And memory that is none
+before it is written."""
 
 import contextlib
 import fcntl
+import mmap
 import os
 from typing import Final
 
@@ -17,14 +19,25 @@ def make_state() -> int:
 
     Nobody can make it larger or smaller, so that whoever maps it never meets its end (mmap(2), SIGBUS). Raises OSError.
     """
-    descriptor = _make("fuse-gated-state")
+    return make_memory("fuse-gated-state", STATE_SIZE)
+
+
+def make_memory(name: str, size: int) -> int:
+    """The same of another size; `name` is for people (proc(5))."""
+    descriptor = _make(name)
     try:
-        os.ftruncate(descriptor, STATE_SIZE)
+        os.ftruncate(descriptor, size)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def make_buffer(size: int) -> mmap.mmap:
+    """So many bytes to receive into, none of which takes memory before it is written: a bytearray takes all of its own at once,
+    which is most of what an idle session would cost. Raises OSError."""
+    return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def write_memory(name: str, data: bytes) -> int:

@@ -37,8 +37,10 @@ class Names:
         return Node(self._handles.either(target).fd, owned=False)
 
     def getattr(self, arguments: wire.Getattr) -> Attributes:
-        with self.node(arguments.target) as fd:
-            return attributes(os.fstat(fd))
+        target = arguments.target
+        if isinstance(target, bytes):
+            return attributes(self._beneath.status(target))
+        return attributes(os.fstat(self._handles.either(target).fd))
 
     def setattr(self, arguments: wire.Setattr) -> Attributes:
         """In an order in which nothing undoes what came before: the size changes times, a new owner clears setuid."""

@@ -27,6 +27,8 @@ _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
+_SIGNALS: Final = tuple(signal.valid_signals())
+
 
 def tell(program: str, message: str) -> None:
     """One line on stderr. A stderr that is gone is no reason to stop."""
@@ -130,14 +132,16 @@ def close_all_but(keep: Collection[int]) -> None:
     """Close every descriptor of this process except `keep` and 0 to 2.
 
     For a process that leaves by os._exit and unwinds no frame of its parent's: an object that still owns a descriptor would
-    later close its number, whatever that then is. Raises OSError without /proc, because then nobody knows what is open.
+    later close its number, whatever that then is. Where close_range(2) is missing, raises OSError without /proc, because then
+    nobody knows what is open.
     """
-    top = max(map(int, os.listdir("/proc/self/fd")))
     low = 3
     for kept in sorted(number for number in set(keep) if number >= low):
         os.closerange(low, kept)
         low = kept + 1
-    os.closerange(low, top + 1)
+    # To list what is open takes a daemon's child longer than anything else, when the daemon has a thousand sessions.
+    if not hasattr(_LIBC, "close_range") or _LIBC.close_range(ctypes.c_uint(low), ctypes.c_uint(2**32 - 1), ctypes.c_int(0)) != 0:
+        os.closerange(low, max(map(int, os.listdir("/proc/self/fd"))) + 1)
 
 
 def be_killed_first(setting: str = "/proc/self/oom_score_adj") -> None:
@@ -150,6 +154,29 @@ def be_killed_first(setting: str = "/proc/self/oom_score_adj") -> None:
         if spared:
             with open(setting, "wb") as adjustment:
                 adjustment.write(b"0")
+
+
+class _Scheduling(ctypes.Structure):
+    """struct sched_attr (linux/sched/types.h), as it was first."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32), ("policy", ctypes.c_uint32), ("flags", ctypes.c_uint64), ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32), ("runtime", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("period", ctypes.c_uint64),
+    )  # fmt: skip
+
+
+_SYS_SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274}
+
+
+def take_short_turns(seconds: float) -> bool:
+    """Have this thread, and those that it starts, run for so long at a time, and so come to run sooner after it has waited: no
+    share of the processor changes (sched_setattr(2); Linux 6.12 heeds it, earlier ones do not). Whether the kernel took it."""
+    number = _SYS_SCHED_SETATTR.get(os.uname().machine)
+    if number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        return False
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    wanted = _Scheduling(ctypes.sizeof(_Scheduling), os.SCHED_OTHER, 0, nice, 0, int(seconds * 1e9))
+    return bool(_LIBC.syscall(ctypes.c_long(number), ctypes.c_ulong(0), ctypes.byref(wanted), ctypes.c_ulong(0)) == 0)
 
 
 def cage(keep: Collection[int], *, seccomp: bool) -> None:
@@ -224,24 +251,27 @@ def spawn(main: Callable[[], int], *, program: str = "fuse-gated", ignored: Coll
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    # Until the child has handlers of its own, a signal for it would run those of its parent.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    # Until the child has handlers of its own, a signal for it would run those of its parent. (Not all signals, of whose numbers
+    # Python would make names again: that costs more than the system call.)
+    handled = [number for number in _SIGNALS if callable(signal.getsignal(number))]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*handled, *ignored})
     try:
         pid = os.fork()
         if pid == 0:
-            _run(main, program, ignored, mask)
+            _run(main, program, handled, ignored, mask)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return Child(pid)
 
 
-def _run(main: Callable[[], int], program: str, ignored: Collection[int], mask: Collection[int]) -> NoReturn:
+def _run(
+    main: Callable[[], int], program: str, handled: Collection[int], ignored: Collection[int], mask: Collection[int]
+) -> NoReturn:
     status = 1
     try:
         signal.set_wakeup_fd(-1)
-        for handled in signal.valid_signals():
-            if callable(signal.getsignal(handled)):
-                signal.signal(handled, signal.SIG_DFL)
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -17,7 +17,7 @@ but whose caller may not, because the server's process was killed in between."""
 IDEMPOTENT: Final[frozenset[type[wire.Arguments]]] = frozenset(
     {
         wire.Getattr, wire.Readlink, wire.Read, wire.Readdir, wire.Statfs, wire.Access, wire.Getxattr, wire.Listxattr, wire.Lseek,
-        wire.Getlk, wire.Fsync, wire.Fsyncdir, wire.Release, wire.Releasedir,
+        wire.Getlk, wire.Fsync, wire.Fsyncdir, wire.Release, wire.Releasedir, wire.Gather, wire.Unwatch,
     }
 )  # fmt: skip
 """What may be done twice. (A second release of a handle is EBADF, for which nobody waits.)"""

@@ -8,13 +8,17 @@ from fuse_gated.edge.pool import Job, Pool
 from fuse_gated.wire import messages as wire
 
 RELEASES: Final = (wire.Release, wire.Releasedir)
+FOR_A_CONNECTION: Final = (wire.Gather, wire.Unwatch, wire.Read)
+"""What is of no use once the connection is lost that it was asked on: nothing is watched then."""
+WEIGHTY: Final = frozenset({wire.Read, wire.Write, wire.Gather})
+"""What brings file data, or asks for it."""
 
 
 class Request:
     """`id` is None for what nobody will ever hear of. `heard` says whether the connection is there that asked: else the answer
     is kept until the server asks again."""
 
-    __slots__ = ("arguments", "deadline", "delay", "heard", "id", "job", "pool", "timer", "weight")
+    __slots__ = ("arguments", "came", "deadline", "delay", "heard", "id", "job", "pool", "timer", "weight")
 
     def __init__(self, number: int | None, arguments: wire.Arguments) -> None:
         self.id = number
@@ -27,6 +31,8 @@ class Request:
         self.timer: Timer | None = None
         self.delay = 0.0
         self.deadline = 0.0
+        self.came = 0.0
+        """When it was read, in seconds of time.monotonic()."""
 
     @property
     def is_release(self) -> bool:
@@ -54,6 +60,8 @@ def weight_of(arguments: wire.Arguments) -> int:
     """Bytes of file data that a request brings or asks for."""
     if isinstance(arguments, wire.Write):
         return arguments.data.nbytes  # Not len(): in msgspec 0.19's views it is wrong.
+    if isinstance(arguments, wire.Gather):
+        return max(arguments.most, 0)
     return max(arguments.size, 0) if isinstance(arguments, wire.Read) else 0
 
 

@@ -5,11 +5,13 @@ tree as rows (tree/journal.py), and how far the audit has come. Rows are appende
 grown to several times of what it says, all that counts is written to the other half, and one store makes that the log. What a
 process wrote before it was killed is there for the next (the pages are shared, mmap(2)), so nothing is ever synced.
 
-Only workers of the session read it: who took over one of them gains nothing by what it writes here.
+Only workers of the session read it: who took over one of them gains nothing by what it writes here. The daemon copies numbers
+from it, unread, for whoever asks what the session does (`look`, turnstile/measures.py).
 """
 
 import contextlib
 import mmap
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -20,6 +22,7 @@ import msgspec
 from fuse_gated.errors import OperatorError
 from fuse_gated.gate.audit import Fields
 from fuse_gated.tree.journal import AnyRow, Row
+from fuse_gated.turnstile.measures import HEADER, SIZE
 
 MAGIC: Final = b"fgstate1"
 """Format and version. Another version's memory is not read: its session ends, and the client opens a new one."""
@@ -39,7 +42,9 @@ _WORDS: Final = 256
 """Bytes of the numbers, each of 8 bytes, that stand before everything else."""
 _AT_ABOUT: Final = (_WORDS, 2**17)
 """What the session itself is, as it was and as it is; the number at _AT_CHOSEN says which counts."""
-_ABOUT_SIZE: Final = 2**17 - _WORDS
+_AT_MEASURES: Final = 2**17 - SIZE
+"""Behind the first of the two, which needs no more than a hello may have (session.MAX_HELLO)."""
+_ABOUT_SIZE: Final = _AT_MEASURES - _WORDS
 _AT_RECORDS: Final = (2**18, 2**18 + 2**20)
 _RECORD_SIZE: Final = 2**20
 _AT_LOGS: Final = 2**18 + 2 * 2**20
@@ -132,6 +137,11 @@ class State:
             raise ValueError(f"worker number {epoch} of one session")
         self._store(_AT_EPOCH, epoch)
         return epoch
+
+    @property
+    def measures(self) -> "memoryview[int]":
+        """The words in which the session's workers count what they do."""
+        return memoryview(self._map)[_AT_MEASURES : _AT_MEASURES + SIZE].cast("Q")
 
     # The tree.
 
@@ -233,6 +243,22 @@ class State:
 
     def _store(self, at: int, number: int) -> None:
         self._words[at // 8] = number
+
+
+class Look(NamedTuple):
+    """What can be seen of a session without asking its worker: its measures (turnstile/measures.py; zeros at the end are left
+    out), and how many records it has sealed, and the journal has taken. Any worker of it may have written anything there."""
+
+    measures: bytes
+    sealed: int
+    taken: int
+
+
+def look(descriptor: int, *, brief: bool = False) -> Look:
+    """What there is to be seen of the session whose memory it is; with `brief`, its first measures only. Raises OSError."""
+    words = struct.unpack(f"={_WORDS // 8}Q", os.pread(descriptor, _WORDS, 0).ljust(_WORDS, b"\0"))
+    measures = os.pread(descriptor, 8 * HEADER if brief else SIZE, _AT_MEASURES)
+    return Look(measures.rstrip(b"\0"), max(words[at // 8] for at in _AT_SEALED), words[_AT_TAKEN // 8])
 
 
 def _counted(encoded: bytes) -> int:

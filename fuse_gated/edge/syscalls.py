@@ -71,6 +71,19 @@ def openat2(directory: int, path: bytes, *, must_be_directory: bool, same_mount:
             raise OSError(number, os.strerror(number))
 
 
+def is_elsewhere(directory: int, name: bytes) -> bool:
+    """Whether something is mounted on `name`, which is not asked anything. False also where there is no such name."""
+    how = _hows[False, True]
+    while True:
+        fd: int = _libc.syscall(_SYS_OPENAT2, directory, name, how, _HOW_SIZE)
+        if fd >= 0:
+            os.close(fd)
+            return False
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            return number == errno.EXDEV
+
+
 def renameat2(directory: int, name: bytes, new_directory: int, new_name: bytes, flags: int) -> None:
     """renameat2(2); `flags` of RENAME_NOREPLACE and RENAME_EXCHANGE."""
     _check(_libc.renameat2(directory, name, new_directory, new_name, flags))
@@ -98,6 +111,23 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
             raise OSError(number, os.strerror(number))
 
 
+def inotify_init() -> int:
+    """A descriptor that tells of changes (inotify_init1(2)), and never blocks. Raises OSError EMFILE where this user has as many
+    as fs.inotify.max_user_instances allows."""
+    return _result(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+def inotify_add_watch(fd: int, path: bytes, mask: int) -> int:
+    """The number of the watch on what `path` leads to (inotify_add_watch(2)): of the one that is there already, if it is. Raises
+    OSError ENOSPC where this user has as many as fs.inotify.max_user_watches allows."""
+    return _result(_libc.inotify_add_watch(fd, path, ctypes.c_uint32(mask)))
+
+
+def inotify_rm_watch(fd: int, watch: int) -> None:
+    """inotify_rm_watch(2)."""
+    _check(_libc.inotify_rm_watch(fd, watch))
+
+
 def filesystem_type(fd: int) -> int:
     """The magic number of the filesystem that `fd` lies on (statfs(2), f_type)."""
     buffer = (ctypes.c_long * 64)()  # struct statfs has 120 bytes; f_type comes first, and is a long.
@@ -122,3 +152,10 @@ def _check(result: int) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def _result(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result

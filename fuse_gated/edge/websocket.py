@@ -29,6 +29,7 @@ _CLOSE_TIMEOUT = 3.0
 _MOST_PONGS = 1000
 _WORTH_NO_COPY = 64 * 1024
 _NO_WEBSOCKET = "this is no WebSocket"
+_OPEN = State.OPEN  # As in frames.py.
 
 
 class Handlers(Protocol):
@@ -97,7 +98,7 @@ class WebSocket:
 
     @property
     def open(self) -> bool:
-        return self.protocol.state is State.OPEN and not self._over
+        return self.protocol.state is _OPEN and not self._over
 
     def expect(self, size: int) -> None:
         """Messages of so many bytes are no surprise from now on, and get their room at once. What is longer is taken as it comes,
@@ -111,42 +112,47 @@ class WebSocket:
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Queue one binary message. It is dropped silently once the connection is closing."""
-        if self.protocol.state is State.OPEN:
+        if self.protocol.state is _OPEN:
             self.protocol.send_binary(data)
             self.flush_soon()
 
     def send_now(self, data: bytes | bytearray | memoryview) -> None:
         """As `send`, without waiting for the turn's end: for whoever has gathered what the turn produced."""
-        if self.protocol.state is not State.OPEN:
+        if self.protocol.state is not _OPEN:
             return
-        if self._out or self._tls is not None or self.protocol.writes:
+        if self.protocol.writes:
             self.protocol.send_binary(data)
             self._flush()
             return
         header, body = self._outgoing.frame(data)
+        size = len(header) + len(body)
+        if self._out or self._tls is not None:
+            self._queue_message(header, body)
+            self._flush()
+            return
         try:
-            short = len(body) < _WORTH_NO_COPY
-            sent = self._socket.send(header + body) if short else self._socket.sendmsg((header, body))
+            sent = self._socket.send(header + body) if size < _WORTH_NO_COPY else self._socket.sendmsg((header, body))
         except OSError:
             # No room, or the end, which reading tells after what the peer said last.
             sent = 0
         self.bytes_sent += sent
-        if sent == len(header) + len(body):
+        if sent == size:
             self._unread_pongs = 0
             return
-        self._queue(header + body, sent)
+        self._queue_message(header, body, sent)
         self._flush()
 
     def ping(self) -> None:
-        if self.protocol.state is State.OPEN:
-            self.protocol.send_ping(b"")
+        """Ask the other side for a sign of life. A thousand idle sessions do little else, so it goes past the protocol."""
+        if self.protocol.state is _OPEN:
+            self._queue(self._outgoing.ping())
             self.flush_soon()
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Start the closing handshake; `on_closed` follows, within three seconds."""
         if self._over:
             return
-        if self.protocol.state is State.OPEN:
+        if self.protocol.state is _OPEN:
             self.protocol.fail(code, _short(reason)) if code != 1000 else self.protocol.send_close(code, _short(reason))
             self._flush()
             if self._close_timer is None:
@@ -294,7 +300,7 @@ class WebSocket:
             self._say_bad_request()
         if self.protocol.writes:
             self.flush_soon()
-        if self.protocol.state is not State.OPEN and self._close_timer is None and self.protocol.close_expected():
+        if self.protocol.state is not _OPEN and self._close_timer is None and self.protocol.close_expected():
             self._close_timer = self._loop.after(_CLOSE_TIMEOUT, self.abort)
 
     def _say_bad_request(self) -> None:
@@ -353,9 +359,19 @@ class WebSocket:
         if self._send_eof and not self._out:
             self._half_close()
 
-    def _queue(self, data: bytes | bytearray, sent: int = 0) -> None:
+    def _queue(self, data: bytes | bytearray | memoryview, sent: int = 0) -> None:
         self._out.append(memoryview(data)[sent:])
         self.queued += len(data) - sent
+
+    def _queue_message(self, header: bytes, body: bytes | bytearray | memoryview, sent: int = 0) -> None:
+        if len(body) < _WORTH_NO_COPY or self._tls is not None:
+            # What TLS is given leaves in records of its own.
+            self._queue(header + body, sent)
+        elif sent < len(header):
+            self._queue(header, sent)
+            self._queue(body)
+        else:
+            self._queue(body, sent - len(header))
 
     def _write(self) -> None:
         while self._out:

@@ -18,7 +18,8 @@ from fuse_gated import paths
 class Record(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One thing to tell. `kind` is a key of KINDS. `path` and `new_path` are relative to the export's root. `decision` is
     'allowed', 'denied', 'failed' or ''. `errno` is a name. `uid` and `pid` are the caller's. `request` is the unique of the
-    request that waits for this record to be written, if one does (it is not part of what is told)."""
+    request that waits for this record to be written, if one does (it is not part of what is told). `gate_usec` and so on say
+    where the time of a slow operation went (turnstile/measures.py)."""
 
     kind: str
     operation: str = ""
@@ -33,6 +34,10 @@ class Record(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     count: int | None = None
     duration_usec: int | None = None
     detail: str = ""
+    gate_usec: int | None = None
+    held_usec: int | None = None
+    remote_usec: int | None = None
+    client_usec: int | None = None
     request: int | None = None
 
 
@@ -59,6 +64,7 @@ KINDS: Final[dict[str, tuple[str, int, str]]] = {
     "outage-over": ("2515445cbc9841b09ea5af7a4bc01cd2", NOTICE, "session {session} was without its client{why}"),
     "session-resumed": ("b63aeb375d7243bfb8ae9099d6c40a1e", NOTICE, "session {session} has its client again{why}"),
     "session-restored": ("7732e9c8e3f1483698b9de03045e97c8", WARNING, "session {session} is served by a new worker{why}"),
+    "slow-operation": ("802966184689495b8b81806ef62a4ed2", WARNING, "{who}slow {what}{why}"),
     "protocol-violation": ("041da637323e46bfb28609cea697c10b", WARNING, "the client broke the protocol{why}"),
     "policy-applied": ("80be6cbe9a3b48e5b1a2517e15c5a83f", NOTICE, "policy applied{why}"),
     "audit-gap": ("1923e51e4e2c4852bd23693542236598", ERROR, "operations refused: audit records could not be written{why}"),
@@ -86,6 +92,10 @@ SEALED: Final = (
     "FUSE_GATED_COUNT",
     "FUSE_GATED_DURATION_USEC",
     "FUSE_GATED_DETAIL",
+    "FUSE_GATED_GATE_USEC",
+    "FUSE_GATED_HELD_USEC",
+    "FUSE_GATED_REMOTE_USEC",
+    "FUSE_GATED_CLIENT_USEC",
     "FUSE_GATED_SEQUENCE",
 )
 """The fields that the hash covers, in its order; a record has those that are set. FUSE_GATED_CHAIN, the hash in hex, follows."""

@@ -80,6 +80,17 @@ class Page(Protocol):
     def end(self) -> bool: ...
 
 
+class Gathered(Protocol):
+    """What was gathered of one path, as the wire has it."""
+
+    @property
+    def attributes(self) -> Attributes | None: ...
+    @property
+    def entries(self) -> Sequence[Listed]: ...
+    @property
+    def content(self) -> bytes | None: ...
+
+
 class Lock(Protocol):
     """The answer of a getlk, as the wire has it."""
 
@@ -133,11 +144,15 @@ def check_path(path: bytes) -> None:
 def check_listing(page: Page, asked: int) -> None:
     """Refuses a part of a listing that has more than the `asked` entries, an empty one that is not the last, and entries
     whose names or attributes cannot be. A type of 0 means unknown (readdir(3))."""
-    entries = page.entries
+    check_entries(page.entries, asked)
+    if not page.entries and not page.end:
+        raise ProtocolError("a listing that is empty and says that more follows: it would never end")
+
+
+def check_entries(entries: Sequence[Listed], asked: int) -> None:
+    """Refuses more entries than were asked for, and any that cannot be."""
     if len(entries) > asked:
         raise ProtocolError(f"a listing of {len(entries)} entries, {asked} were asked for")
-    if not entries and not page.end:
-        raise ProtocolError("a listing that is empty and says that more follows: it would never end")
     for entry in entries:
         check_entry_name(entry.name)
         if entry.type and entry.type not in FILE_TYPES:
@@ -146,6 +161,24 @@ def check_listing(page: Page, asked: int) -> None:
             raise ProtocolError(f"an entry with inode {entry.inode}: not within 0 and {_U64}")
         if entry.attributes is not None:
             check_attributes(entry.attributes)
+
+
+def check_gathered(results: Sequence[Gathered], paths: int, content: int, entries: int) -> None:
+    """Refuses what no answer to a GATHER of so many paths, with so many bytes and entries of each, can be."""
+    if len(results) > paths:
+        raise ProtocolError(f"{len(results)} paths gathered, {paths} were asked for")
+    for found in results:
+        if found.attributes is not None:
+            check_attributes(found.attributes)
+        check_entries(found.entries, entries)
+        if found.content is not None and len(found.content) > max(content, LINK_MAX):
+            raise ProtocolError(f"{len(found.content)} bytes of content gathered, {content} were asked for")
+
+
+def check_handle(handle: int) -> None:
+    """Refuses a handle that no client may give out."""
+    if not 0 <= handle <= _S63:
+        raise ProtocolError(f"a handle {handle}: not within 0 and {_S63}")
 
 
 def check_data(data: bytes | memoryview, asked: int) -> None:

@@ -16,13 +16,15 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """`operations` (per second) and `bytes` (per second) by class: 'read', 'write', '*'. None or a missing class: no limit."""
+    """`operations` (per second) and `bytes` (per second) by class: 'read', 'write', '*'. None or a missing class: no limit. Those
+    two are each session's, or with `scope` 'tenant' all sessions' together; the others are always each session's."""
 
     operations: dict[str, float] = {}
     bytes: dict[str, float] = {}
     on_excess: str = "delay"  # or 'refuse': EAGAIN
     open_files: int | None = None
     file_size: int | None = None
+    scope: str = "session"  # or tenant
 
 
 class Outage(msgspec.Struct, frozen=True):
@@ -30,6 +32,15 @@ class Outage(msgspec.Struct, frozen=True):
 
     mode: str = "wait"  # wait | fail | cached
     grace: float = 60.0
+
+
+class Cache(msgspec.Struct, frozen=True):
+    """How long what the client said may be shown without asking again. `watched`: until the client tells of a change, where it
+    can watch; `ttl`: for so many seconds, whatever happens; `strict`: not at all. `size`: bytes that are kept of one session."""
+
+    mode: str = "strict"  # strict | ttl | watched
+    ttl: float = 1.0
+    size: int = 32 * 2**20
 
 
 class Exports(msgspec.Struct, frozen=True):
@@ -52,6 +63,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     symlinks: str = "inside"  # inside | as-is | deny
     limits: Limits = Limits()
     outage: Outage = Outage()
+    cache: Cache = Cache()
     audit: str = "writes"  # denials | writes | opens | everything
     place: str = ""
 

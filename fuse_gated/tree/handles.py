@@ -1,10 +1,10 @@
 """What is open: files and directories, by the handle that the kernel was given."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from fuse_gated.operations import Attributes
-from fuse_gated.tree.inodes import Inodes, Node
+from fuse_gated.tree.inodes import Identity, Inodes, Node
 from fuse_gated.tree.posix_locks import PosixLocks
 
 
@@ -22,12 +22,13 @@ class Listed(Protocol):
 
 
 class Handle:
-    """One open file or directory. `remote` is the client's handle. `generation` is that of the policy by which it was
+    """One open file or directory. `remote` is the client's handle, or negative for what is only open here, opened by what is
+    known of it; the client is told once it is needed (turnstile/lazily.py). `generation` is that of the policy by which it was
     last judged; reads and writes are counted to be told once, when it is closed."""
 
     __slots__ = (
-        "bytes_read", "bytes_written", "directory", "flags", "generation", "id", "node", "opened_at", "page", "page_start",
-        "path", "pid", "reads", "remote", "uid", "unflushed", "writes",
+        "bytes_read", "bytes_written", "directory", "flags", "generation", "id", "identity", "inherited", "node", "opened_at",
+        "page", "page_start", "path", "pid", "pinned", "reads", "remote", "renewed", "uid", "unflushed", "waiting", "writes",
     )  # fmt: skip
 
     def __init__(self, number: int, node: Node | None, path: bytes, remote: int, flags: int, *, directory: bool = False) -> None:
@@ -51,7 +52,16 @@ class Handle:
         """Of a directory: the entries last received, from cookie `page_start` on, so that what did not fit one READDIR is
         not asked for again. One page, so that a listing without end costs no memory."""
         self.page_start = -1
-
+        self.renewed = False
+        """Of a directory: whether its page is to be used when it is read from the beginning."""
+        self.pinned: tuple[Attributes, bytes] | None = None
+        """Of a file that is only open here: what it was when it was opened."""
+        self.identity: Identity | None = None
+        """Which file that is, where it has no node that says so."""
+        self.inherited = False
+        """Of what is only open here: the client may have opened it for a process before this one."""
+        self.waiting: list[tuple[Callable[[], None], Callable[[str], None]]] = []
+        """What is to be done when the client has opened it, or not (with an errno's name)."""
 
     @property
     def place(self) -> int | bytes:
@@ -79,6 +89,8 @@ class Handles:
         """What is closed here, and may still be open at the client, by the number that it had."""
         self.changed: set[int] = set()
         """Numbers of the handles that came or went since somebody emptied this (tree/journal.py)."""
+        self.unopened = 0
+        """How many are only open here."""
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -94,8 +106,10 @@ class Handles:
     def get(self, number: int) -> Handle | None:
         return self._handles.get(number)
 
-    def add(self, node: Node | None, path: bytes, remote: int, flags: int, *, directory: bool = False) -> Handle:
-        handle = Handle(self._next, node, path, remote, flags, directory=directory)
+    def add(self, node: Node | None, path: bytes, remote: int | None, flags: int, *, directory: bool = False) -> Handle:
+        """`remote` is None for what is only open here."""
+        handle = Handle(self._next, node, path, -self._next if remote is None else remote, flags, directory=directory)
+        self.unopened += remote is None
         self._handles[handle.id] = handle
         self._next += 1
         if node is not None:
@@ -107,10 +121,17 @@ class Handles:
         """One that was open before. Raises ValueError for a number that is there already."""
         if handle.id in self._handles:
             raise ValueError(f"handle {handle.id} is there twice")
+        self.unopened += handle.remote < 0
         self._handles[handle.id] = handle
         self._next = max(self._next, handle.id + 1)
         if handle.node is not None:
             handle.node.handles.append(handle.id)
+
+    def opened(self, handle: Handle, remote: int) -> None:
+        """The client has opened it too."""
+        handle.remote = remote
+        self.unopened -= 1
+        self.changed.add(handle.id)
 
     def never_again(self, number: int) -> None:
         """Numbers up to this one were given out before."""
@@ -120,6 +141,7 @@ class Handles:
         handle = self._handles.pop(number, None)
         if handle is not None:
             self.changed.add(number)
+            self.unopened -= handle.remote < 0
         if handle is not None and handle.node is not None:
             node = handle.node
             node.handles.remove(number)
@@ -139,11 +161,11 @@ class Handles:
         return handle.path if handle.node is None else self._inodes.path(handle.node)
 
     def on(self, node: Node, *, writable: bool = False) -> Handle | None:
-        """A handle that is open on this very node, if there is one. A directory's counts only once its name is gone: until
-        then the name will do."""
+        """A handle that is open on this very node, if there is one. A directory's counts only once its name is gone, and so does
+        one that is only open here: until then the name will do."""
         for number in node.handles:
             handle = self._handles[number]
-            if handle.directory:
+            if handle.directory or handle.remote < 0:
                 if self._inodes.gone(node):
                     return handle
             elif not writable or handle.flags & 3:

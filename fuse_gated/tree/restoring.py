@@ -166,4 +166,5 @@ def _restore_handle(row: HandleRow, inodes: Inodes, handles: Handles) -> None:
     # Whether something was written since the last close(2), and under which policy it was judged, no row says.
     handle.unflushed = not row.directory and bool(row.flags & 3)
     handle.generation = -1
+    handle.inherited = row.remote < 0
     handles.restore(handle)

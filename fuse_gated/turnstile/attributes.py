@@ -9,6 +9,7 @@ from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Attr, Attributes, Data, Done, Filesystem, XattrSize
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
+from fuse_gated.turnstile import knowing
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.wire import messages
@@ -25,6 +26,8 @@ def shown(t: Desk, path: bytes, attributes: Attributes) -> Attributes:
     Raises ProtocolError for attributes that no file can have: a client that sends them is broken or hostile.
     """
     sandbox.check_attributes(attributes)
+    if t.readahead.files:
+        t.readahead.saw(t, attributes)
     gate = t.gate
     mode = gate.shown_mode(path, attributes.mode)
     if t.passes_ownership:
@@ -66,10 +69,11 @@ def still_same(t: Desk, node: Node | None, attributes: Attributes) -> None:
 
 def getattr_(t: Desk, call: Call, request: operations.Getattr) -> None:
     handle = _handle(t, request)
-    if handle is not None:
+    if handle is not None and (handle.remote >= 0 or handle.node is None):
         target: bytes | int = handle.remote
         path, node = t.handles.path(handle), handle.node
     else:
+        # What is only open here has its name, by which it may be known.
         target, path, node = t.target(request.node)
     verdict = t.gate.see(path)
     if verdict.errno is not None:
@@ -124,11 +128,25 @@ def _ask_attributes(
     t: Desk, call: Call, arguments: messages.Arguments, path: bytes, node: Node | None, answer: Callable[[Attr], None]
 ) -> None:
     def answered(attributes: Attributes) -> None:
+        fresh = 0.0
         visible = shown(t, path, attributes)
         still_same(t, node, attributes)
         t.saw(node, attributes)
-        answer(Attr(visible))
+        if isinstance(arguments, messages.Setattr):
+            if isinstance(arguments.target, bytes):
+                t.cache.changed(path, attributes, since)
+            else:
+                # An open file may have no name any more.
+                t.cache.changes(path)
+            t.readahead.changed(t, identity_of(attributes))
+            knowing.changed_here(t, node, path)
+        elif node is not None and isinstance(arguments, messages.Getattr) and isinstance(arguments.target, int):
+            attributes = knowing.saw_open(t, path, attributes, asked)
+            fresh = knowing.fresh(t)
+        answer(Attr(visible, max(fresh, knowing.validity(t, path, attributes)[1])))
 
+    since = t.cache.changes(path) if isinstance(arguments, messages.Setattr) else 0
+    asked = t.cache.tick
     t.ask(call, arguments, answered)
 
 
@@ -198,8 +216,10 @@ def _xattr_target(t: Desk, call: Call, number: operations.Node, name: bytes, *, 
         verdict = t.gate.read(path)
         if verdict.errno is not None:
             raise t.refused(call, verdict, path)
-    if change and t.tells_changes:
-        t.announce(call, path, rule=verdict.rule)
+    if change:
+        t.cache.changes(path)
+        if t.tells_changes:
+            t.announce(call, path, rule=verdict.rule)
     t.announce_other(call, path, rule=verdict.rule)
     return target
 

@@ -16,8 +16,8 @@ class Call:
     failure must be told as well. `deadline` is set when the client is first asked, and holds for all that it is asked."""
 
     __slots__ = (
-        "caller", "deadline", "id", "interrupted", "limited_as", "new_path", "operation", "path", "pause", "request", "started",
-        "told", "verdict",
+        "asked", "back", "caller", "deadline", "id", "interrupted", "limited_as", "new_path", "operation", "path", "pause",
+        "request", "spent", "started", "told", "usec", "verdict", "waited", "waits",
     )  # fmt: skip
 
     def __init__(self, number: int, caller: Caller, request: Request, operation: str, started: float) -> None:
@@ -37,3 +37,12 @@ class Call:
         """Seconds that its refusal, which was told, still has to wait."""
         self.verdict = ""
         """The errno of a refusal that waits for its turn."""
+        self.waits = False
+        """Whether it waits for something else that the client was asked (lazily.py, gathering.py)."""
+        self.waited = False
+        """Whether it has waited for what was gathered, and is to do without it now."""
+        # For measures.py: when it was last given to the connection, its reply was back, and how many microseconds the client says
+        # it needed. And what most never have: the seconds before that, (held, remote, of that the client's own).
+        self.asked = self.back = 0.0
+        self.usec = 0
+        self.spent: tuple[float, float, float] | None = None

@@ -5,6 +5,7 @@ comes in from the driver, the client, the clock and the operator.
 """
 
 import heapq
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -13,57 +14,53 @@ from fuse_gated.errors import errno_number
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.limiter import Limiter
 from fuse_gated.operations import Attributes, Failed
-from fuse_gated.paths import join
-from fuse_gated.tree.by_path import ByPath, is_hidden_name
-from fuse_gated.tree.handles import Handle, Handles, Releasing
-from fuse_gated.tree.inodes import Inodes, Node
+from fuse_gated.tree.cache import Cache
+from fuse_gated.tree.handles import Handle, Releasing
+from fuse_gated.tree.inodes import Node
+from fuse_gated.turnstile import knowing, lazily
+from fuse_gated.turnstile.bounds import LARGEST_SUM
 from fuse_gated.turnstile.call import Call, Failure
-from fuse_gated.turnstile.effects import Answer, InvalidateEntry, InvalidateInode, Send
+from fuse_gated.turnstile.effects import Answer, InvalidateInode, Send
 from fuse_gated.turnstile.ledger import Ledger
 from fuse_gated.turnstile.limits import Limits
+from fuse_gated.turnstile.naming import Naming, waits_for_lock
 from fuse_gated.turnstile.outage import Outage
-from fuse_gated.turnstile.telling import Telling
+from fuse_gated.turnstile.prefetch import Prefetch
+from fuse_gated.turnstile.readahead import Readahead
 from fuse_gated.wire import messages
 from fuse_gated.wire.messages import Arguments
 from fuse_gated.wire.session import Pending, Session
 
-MAX_PATH: Final = 2**20
-"""Bytes in a path: two of them fit a message. No file system stops directories from being nested deeper."""
-
 _OPENING: Final = ("open", "create", "opendir")
 _UNDECIDED: Final = frozenset({"EINTR", "ETIMEDOUT", "ENOTCONN"})
 _UNLOCK: Final = 2
-_PRUNE: Final = 1000
 
 
-class Desk(Telling):
+class Desk(Naming):
     """The state of one mounted session, and what handlers do with it."""
 
-    def __init__(self, gate: Gate, limiter: Limiter, limits: Limits, *, export_root: bytes) -> None:
+    def __init__(self, gate: Gate, limiter: Limiter, limits: Limits, *, export_root: bytes, watches: bool = False) -> None:
         super().__init__(limits, gate.tenant.audit)
         self.gate = gate
         self.limiter = limiter
         self.export_root = export_root
-        self.inodes = Inodes()
-        self.handles = Handles(self.inodes)
-        self.by_path = ByPath(self.handles)
-        """What takes the nodes' part where the driver names them by path."""
         self.generation = 0
         """Of the policy: a handle that was judged by an older one is judged again."""
         self.passes_ownership = gate.tenant.ownership == "passthrough"
         self.session = Session(
             lambda frame: self.effects.append(Send(frame)),
             self._late,
+            lambda notice: knowing.on_notice(self, notice),
             max_in_flight=limits.max_in_flight,
             max_bytes_in_flight=limits.max_bytes_in_flight,
         )
+        self.session.on_room = lambda number: self.measures.has_room(number)
         self.moves: list[tuple[Call, Node, int]] = []
         """Directories that are being moved, and how deep they will lie (climbing.py)."""
         self.pages: dict[int, Handle] = {}
         """The open directories that keep a part of their listing, by their handles, the oldest first (directories.py)."""
         self._calls: dict[int, Call] = {}
         self._held: list[tuple[float, int, Call]] = []
-        self._pruned_at = 0
         self.remembers = gate.tenant.outage.mode == "cached"
         """Whether nodes keep the attributes that the client told last."""
         self.outage: Outage | None = None
@@ -72,6 +69,39 @@ class Desk(Telling):
         """What the client had been asked when it was lost."""
         self.ledger = Ledger(self.inodes, self.handles)
         """What a successor must know."""
+        self.watches = watches
+        """Whether the client tells of changes, and answers GATHER."""
+        self.cache = Cache(0)
+        """What is known of the client's files (knowing.py)."""
+        self.gathering: dict[bytes, list[Call]] = {}
+        """What the client is being asked for ahead, and who waits for it (gathering.py)."""
+        self.unwatched: dict[bytes, float] = {}
+        """Directories that it cannot watch, and until when that is to be believed."""
+        self.noticed = 0
+        """Paths of which the message that is being taken has told."""
+        self.missing: deque[tuple[float, bytes]] = deque()
+        """Names of which the kernel remembers that they do not exist, and until when."""
+        self.lingering: deque[tuple[float, Handle]] = deque()
+        """What is only open here, and when the client is to open it (lazily.py)."""
+        self.again: Callable[[Call], None] = ignored
+        """Brings a request to its handler once more."""
+        self.prefetch = Prefetch()
+        self.readahead = Readahead(min(LARGEST_SUM, limits.max_bytes_in_flight // 2))
+        self.set_cache()
+
+    def set_cache(self) -> None:
+        """As the policy says now. What was kept is not any more."""
+        cache = self.gate.tenant.cache
+        self.cache.clear()
+        self.cache.room = cache.size if self.watches and cache.mode != "strict" else 0
+        self.prefetch.forget()
+
+    def forget_all_that_is_watched(self) -> None:
+        """Nobody tells of changes any more."""
+        knowing.expire_all(self)
+        self.set_cache()
+        self.gathering.clear()
+        self.unwatched.clear()
 
     def saw(self, node: Node | None, attributes: Attributes) -> None:
         """What the client says of a file, to be remembered for when it is away."""
@@ -104,14 +134,29 @@ class Desk(Telling):
             raise Failure("EINTR")
         if call.deadline is None:
             call.deadline = self.now + self.limits.deadline
+        else:
+            self.measures.asked_again(call)
+        unopened = lazily.unopened_in(self, arguments) if self.handles.unopened else None
+        if unopened is not None:
+            lazily.ask(self, call, arguments, unopened, answered, failed, size)
+            return
+        if self.cache.room and knowing.answers(self, arguments, answered, failed):
+            return
+        since = self.cache.tick
 
         def on_answer(result: Any) -> None:
+            call.back, call.usec = self.now, self.session.usec
+            if self.cache.room:
+                knowing.learnt(self, arguments, result, since)
             try:
                 answered(result)
             except Failure as failure:
                 self.fail(call, failure.errno)
 
         def on_failure(errno: str) -> None:
+            call.back, call.usec = self.now, self.session.usec
+            if self.cache.room:
+                knowing.learnt(self, arguments, errno, since)
             try:
                 if failed is not None:
                     failed(errno)
@@ -120,7 +165,11 @@ class Desk(Telling):
             except Failure as failure:
                 self.fail(call, failure.errno)
 
-        self.session.ask(Pending(call.id, arguments, call.deadline, on_answer, on_failure, size))
+        pending = Pending(call.id, arguments, call.deadline, on_answer, on_failure, size)
+        call.asked = self.measures.clock()
+        self.session.ask(pending)
+        if not pending.sent:
+            self.measures.waits_for_room(call)
 
     def ask_aside(self, arguments: Arguments, ended: Callable[[Any], None] | None = None) -> None:
         """Ask the client for something that no caller waits for, such as RELEASE. Nothing happens while it is away. `ended` is
@@ -132,13 +181,25 @@ class Desk(Telling):
 
     def give_back(self, handle: Handle, owners: tuple[int, ...] = ()) -> None:
         """The client is to close what is closed here, and to free the locks of these owners: now, or when it is there again."""
+        if handle.remote < 0:
+            lazily.closed_here(self, handle)
+            return
         self.handles.releasing[handle.id] = Releasing(handle.remote, handle.directory, owners)
         self._give_back(handle.id)
 
     def give_back_again(self) -> None:
-        """What a process before this one has told the client to close. To have been closed before is EBADF, and harmless."""
+        """What a process before this one has told the client to close, or may have had opened. To have been closed before
+        is EBADF, and harmless."""
         for number in list(self.handles.releasing):
             self._give_back(number)
+        # The client may have opened some of them for a process that did not live to hear of it.
+        self.lingering.extend((self.now, handle) for handle in self.handles if handle.remote < 0)
+        for number in self.ledger.leftovers:
+            arguments = self.ledger.leftovers.arguments(number)
+            if arguments is None:
+                self.ledger.leftovers.over(number)
+            else:
+                self.session.ask_for_nobody(Pending(number, arguments, self.now + self.limits.deadline, ignored, ignored))
 
     def _give_back(self, number: int) -> None:
         remote, directory, owners = self.handles.releasing[number]
@@ -149,6 +210,7 @@ class Desk(Telling):
 
     def hold(self, call: Call, seconds: float) -> None:
         """Let the request come to its handler again after a while."""
+        self.measures.keep(call)
         heapq.heappush(self._held, (self.now + seconds, call.id, call))
 
     def _late(self, pending: Pending, result: Any) -> None:
@@ -175,6 +237,10 @@ class Desk(Telling):
             self.effects.append(Answer(call.id, answer, self.ledger.rows(call.id, answer)))
         else:
             self.effects.append(Answer(call.id, answer))
+        if self.measures.ended(call, answer):
+            where = self.measures.slow(call)
+            if not waits_for_lock(call.request):
+                self.tell_slow(call, call.path if call.path is not None else self.path_of(call.request), where)
 
     def fail(self, call: Call, errno: str) -> None:
         """Answer with an errno; where the operation was told, its failure is told too. A refusal is answered when its turn
@@ -196,82 +262,12 @@ class Desk(Telling):
         self.ledger.leftovers.add(self.session.known(call.id) or self.sent_before.get(call.id))
         self.answer(call, Failed(errno_number(errno)))
 
-    # The tree.
-
-    def node(self, number: operations.Node) -> Node | None:
-        """The node of a number; None where the driver names nodes by path.
-
-        Raises Failure(ESTALE) for a number that was never given out.
-        """
-        if isinstance(number, bytes):
-            return None
-        node = self.inodes.get(number)
-        if node is None:
-            raise Failure("ESTALE")
-        return node
-
-    def place(self, number: operations.Node) -> bytes:
-        """The path of a node that must still have its name.
-
-        Raises Failure when it has lost it (ENOENT, or ESTALE where the kernel is to look again), and Failure(ENAMETOOLONG)
-        for a path longer than MAX_PATH.
-        """
-        if isinstance(number, bytes):
-            return number
-        node = self.inodes.get(number)
-        if node is None:
-            raise Failure("ESTALE")
-        path, gone = self.inodes.where(node)
-        if gone:
-            raise Failure(gone)
-        if len(path) > MAX_PATH:
-            raise Failure("ENAMETOOLONG")
-        return path
-
-    def target(self, number: operations.Node, *, writable: bool = False) -> tuple[bytes | int, bytes, Node | None]:
-        """(what to name to the client, the path to judge, the node). An open handle is named rather than the path: it is
-        still the same file after the client's own programs moved or replaced it.
-
-        Raises Failure as `place` does.
-        """
-        if isinstance(number, bytes):
-            nameless = self.by_path.open_on(number, writable=writable)
-            if nameless is not None:
-                return nameless.remote, nameless.path, None
-            if is_hidden_name(number.rpartition(b"/")[2]):
-                raise Failure("ENOENT")
-            # The root alone is a node all the same: its device is what other files' are compared with.
-            return number, number, None if number else self.inodes.root
-        node = self.inodes.get(number)
-        if node is None:
-            raise Failure("ESTALE")
-        handle = self.handles.on(node, writable=writable) if node.handles else None
-        path, gone = self.inodes.where(node)
-        if len(path) > MAX_PATH:
-            raise Failure("ENAMETOOLONG")
-        if handle is not None:
-            return handle.remote, path, node
-        if gone:
-            raise Failure(gone)
-        return path, path, node
-
-    def handle(self, number: int) -> Handle:
-        """Raises Failure(EBADF) for a handle that was never given out."""
-        handle = self.handles.get(number)
-        if handle is None:
-            raise Failure("EBADF")
-        return handle
-
     def take_place(self, call: Call, path: bytes) -> None:
         """Raises Failure(EMFILE) where the policy allows no more open files and directories. Those that the client is about to
         open count as well."""
         most = self.gate.tenant.limits.open_files
         if most is not None and len(self.handles) + self.session.count(*_OPENING) >= most:
             raise self.limited(call, "EMFILE", path, f"{most} files are open, as many as the policy allows")
-
-    def siblings(self, node: Node | None) -> list[int]:
-        """The nodes of a file's other names."""
-        return self.inodes.siblings(node) if node is not None else []
 
     def answer_change(self, call: Call, answer: operations.Answer, siblings: list[int], *, contents: bool = False) -> None:
         """Answer an operation that changed a file. Its other names must not go on showing what the kernel has remembered:
@@ -284,36 +280,6 @@ class Desk(Telling):
             for sibling in siblings:
                 self.effects.append(InvalidateInode(sibling, awaited=True))
         self.answer(call, answer)
-
-    def path_of(self, request: operations.Request) -> bytes | None:
-        """What a request is about, for the record of one that was refused unseen."""
-        parent, number = getattr(request, "parent", None), getattr(request, "node", None)
-        at = parent if parent is not None else number
-        node = self.inodes.get(at) if isinstance(at, int) else None
-        path = at if isinstance(at, bytes) else self.inodes.path(node) if node is not None else None
-        handle = self.handles.get(getattr(request, "handle", None) or 0)
-        if isinstance(at, bytes) and handle is not None:
-            path = self.handles.path(handle)  # A driver without nodes names what is open by its handle alone.
-        return path if path is None or parent is None else join(path, getattr(request, "name", b""))
-
-    def forget_what_was_shown(self, node: Node) -> None:
-        """The kernel is to look it up anew."""
-        if node.parent is not None and not node.lost:
-            self.effects.append(InvalidateEntry(node.parent.id, node.name))
-        self.effects.append(InvalidateInode(node.id))
-
-    def forget_all(self) -> None:
-        """The policy may have changed while nobody served the mount: the kernel is to ask again for everything."""
-        for node in self.inodes:
-            self.forget_what_was_shown(node)
-
-    def prune(self) -> None:
-        """Too many nodes: ask the kernel to forget names."""
-        if len(self.inodes) <= self.limits.inodes or self.inodes.newest - self._pruned_at < _PRUNE:
-            return
-        self._pruned_at = self.inodes.newest
-        for parent, name in self.inodes.oldest(2 * _PRUNE):
-            self.effects.append(InvalidateEntry(parent, name))
 
 
 def ignored(_outcome: Any) -> None:

@@ -6,10 +6,11 @@ from typing import Final
 from fuse_gated import operations
 from fuse_gated.errors import ProtocolError
 from fuse_gated.gate import sandbox
-from fuse_gated.operations import DirectoryEntry, Done, Listing, Opened
+from fuse_gated.operations import Attributes, DirectoryEntry, Done, Listing, Opened
 from fuse_gated.paths import join, split
 from fuse_gated.tree.handles import Handle, Listed
 from fuse_gated.tree.inodes import Node, identity_of
+from fuse_gated.turnstile import gathering, lazily
 from fuse_gated.turnstile.attributes import shown, shown_inode, still_same
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
@@ -57,8 +58,11 @@ def opendir(t: Desk, call: Call, request: operations.Opendir) -> None:
     if t.tells_opens:
         t.announce(call, path, rule=verdict.rule)
     generation = t.generation
+    if gathering.may_gather(t, path) and _open_here(t, call, node, path):
+        return
 
     def answered(result: messages.OpenedFile) -> None:
+        sandbox.check_handle(result.handle)
         try:
             shown(t, path, result.attributes)
             still_same(t, node, result.attributes)
@@ -70,6 +74,32 @@ def opendir(t: Desk, call: Call, request: operations.Opendir) -> None:
         t.answer(call, Opened(handle.id))
 
     t.ask(call, messages.Opendir(path), answered)
+
+
+def _open_here(t: Desk, call: Call, node: Node | None, path: bytes) -> bool:
+    """Open it without asking, if all that is in it is known or is coming."""
+    found = gathering.listing_of(t, path)
+    if found is None:
+        if call.waited:
+            return False
+        t.cache.misses += 1
+        gathering.gather(t, [path])
+        gathering.wait(t, call, path)
+        return True
+    attributes, names = found
+    shown(t, path, attributes)
+    still_same(t, node, attributes)
+    handle = t.handles.add(node, path, None, 0, directory=True)
+    handle.generation = t.generation
+    handle.opened_at = t.now
+    handle.identity = identity_of(attributes)
+    _keep(t, handle, names, 0)
+    handle.renewed = True
+    lazily.opened_here(t, handle)
+    t.cache.hits += 1
+    t.answer(call, Opened(handle.id))
+    t.prefetch.visited(t, path)
+    return True
 
 
 def readdir(t: Desk, call: Call, request: operations.Readdir) -> None:
@@ -95,9 +125,14 @@ def readdir(t: Desk, call: Call, request: operations.Readdir) -> None:
 
 def _fill(t: Desk, call: Call, request: operations.Readdir, handle: Handle, room: _Room, cookie: int) -> None:
     """Answer from the page at hand, or fetch the page that starts at `cookie`. Cookie 0 reads the directory anew."""
+    if not cookie and handle.remote < 0:
+        _renew(t, handle)
     start = handle.page_start
-    if cookie and start <= cookie < start + len(handle.page):
+    if (cookie or handle.remote < 0) and start <= cookie < start + len(handle.page):
         _answer_from(t, call, request, handle, room, cookie)
+        return
+    if handle.remote < 0 and start == 0 and cookie == len(handle.page):
+        t.answer(call, Listing(tuple(room.entries), request.plus))
         return
     if cookie > _MOST_ENTRIES:
         raise ProtocolError(f"a directory of more than {_MOST_ENTRIES} entries", 1008)
@@ -111,6 +146,18 @@ def _fill(t: Desk, call: Call, request: operations.Readdir, handle: Handle, room
             t.answer(call, Listing(tuple(room.entries), request.plus))
 
     t.ask(call, messages.Readdir(handle.remote, cookie, _PAGE, request.plus), answered)
+
+
+def _renew(t: Desk, handle: Handle) -> None:
+    """It is read from the beginning: as it is now. Where that is not known the client opens it, and is asked."""
+    if handle.renewed:
+        handle.renewed = False
+        return
+    found = gathering.listing_of(t, t.handles.path(handle))
+    if found is not None:
+        _keep(t, handle, found[1], 0)
+    else:
+        handle.page, handle.page_start = (), -1
 
 
 def _keep(t: Desk, handle: Handle, entries: tuple[Listed, ...], cookie: int) -> None:
@@ -144,14 +191,19 @@ def _answer_from(t: Desk, call: Call, request: operations.Readdir, handle: Handl
 def _entry(t: Desk, request: operations.Readdir, directory: bytes, listed: Listed, offset: int) -> DirectoryEntry:
     entry = None
     path = join(directory, listed.name)
-    if request.plus and listed.attributes is not None and t.gate.attributes_may_be_shown(path):
+    attributes = listed.attributes
+    if directory in t.cache:
+        known = t.cache.attributes(path, t.now)
+        # A page may be older than what became of the name since: then the kernel is to look it up.
+        attributes = known if isinstance(known, Attributes) else None
+    if request.plus and attributes is not None and t.gate.attributes_may_be_shown(path):
         if isinstance(request.node, bytes):
-            entry = operations.Entry(operations.ROOT, shown(t, path, listed.attributes))
+            entry = operations.Entry(operations.ROOT, shown(t, path, attributes))
         else:
-            known = child_of(t, request.node, listed.name)
+            child = child_of(t, request.node, listed.name)
             # A page may be older than what became of the name since: then the kernel is to look it up.
-            if known is None or known.identity == identity_of(listed.attributes):
-                entry = entry_of(t, request.node, listed.name, path, listed.attributes)
+            if child is None or child.identity == identity_of(attributes):
+                entry = entry_of(t, request.node, listed.name, path, attributes)
     inode = entry.attributes.inode if entry is not None and entry.attributes is not None else listed.inode
     return DirectoryEntry(listed.name, inode, offset, listed.type, entry)
 

@@ -31,10 +31,11 @@ class Tell(msgspec.Struct, frozen=True, gc=False):
 
 
 class InvalidateEntry(msgspec.Struct, frozen=True, gc=False):
-    """FUSE_NOTIFY_INVAL_ENTRY: the kernel forgets a name."""
+    """FUSE_NOTIFY_INVAL_ENTRY: the kernel forgets a name, or only asks about it before it uses it again (`expire`)."""
 
     parent: int
     name: bytes
+    expire: bool = False
 
 
 class InvalidateInode(msgspec.Struct, frozen=True, gc=False):

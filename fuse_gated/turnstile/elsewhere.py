@@ -6,14 +6,19 @@ are: somebody else who changes files.
 
 from fuse_gated import operations
 from fuse_gated.operations import Request
+from fuse_gated.paths import join, split
 from fuse_gated.turnstile.desk import Desk
-from fuse_gated.turnstile.effects import InvalidateInode
+from fuse_gated.turnstile.effects import InvalidateEntry, InvalidateInode
 from fuse_gated.turnstile.files import tell_closed
 
 
 def changed(t: Desk, request: Request) -> None:
-    """A program has changed a file's contents or attributes: a mount that shows the file forgets what it has read of it.
-    Names need no such word, because the kernel asks for them each time."""
+    """A program has changed a file's contents or attributes, or a name: a mount that shows it forgets what it has read of it."""
+    for changed_path in _names(request) if t.cache.room else ():
+        parent, name = split(changed_path)
+        directory = t.inodes.find(parent)
+        if directory is not None:
+            t.effects += [InvalidateEntry(directory.id, name, expire=True), InvalidateInode(directory.id, pages=False)]
     path = _path(t, request)
     node = t.inodes.find(path) if path is not None else None
     if node is not None:
@@ -36,6 +41,18 @@ def release_orphans(t: Desk, driver: str) -> None:
             t.handles.locks.flushed(handle.place, owner)
         tell_closed(t, handle)
         t.give_back(handle, owners)
+
+
+def _names(request: Request) -> list[bytes]:
+    """The names that a request makes, removes or moves."""
+    if isinstance(request, operations.Lookup):
+        return []
+    pairs = (("parent", "name"), ("new_parent", "new_name"))
+    return [
+        join(getattr(request, parent), getattr(request, name))
+        for parent, name in pairs
+        if isinstance(getattr(request, parent, None), bytes)
+    ]
 
 
 def _path(t: Desk, request: Request) -> bytes | None:

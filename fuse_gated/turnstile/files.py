@@ -1,4 +1,4 @@
-"""Operations on open files: open, create, read, write, and what belongs to them."""
+"""Operations on open files: open, create, read, close, and what belongs to them."""
 
 from typing import Final
 
@@ -7,9 +7,10 @@ import msgspec
 from fuse_gated import operations
 from fuse_gated.gate import sandbox
 from fuse_gated.gate.audit import Record
-from fuse_gated.operations import Count, Created, Data, Done, Opened, Position
+from fuse_gated.operations import Created, Data, Done, Opened, Position
 from fuse_gated.tree.handles import Handle
-from fuse_gated.tree.inodes import Node
+from fuse_gated.tree.inodes import Node, identity_of
+from fuse_gated.turnstile import gathering, knowing, lazily
 from fuse_gated.turnstile.attributes import shown, still_same
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
@@ -27,9 +28,6 @@ _DSYNC: Final = 0o10000
 _SYNC: Final = 0o4000000
 _EXEC: Final = 0x20
 
-_PUNCH_HOLE: Final = 2  # fallocate(2)
-_LARGEST_COPY: Final = 128 * 2**20
-"""Bytes in one COPY_FILE_RANGE, so that a slow disk ends it within its deadline. What is left the caller asks for again."""
 _TYPE: Final = 0o170000
 _REGULAR: Final = 0o100000
 
@@ -43,8 +41,14 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
     if t.tells_opens or (_writes(request.flags) and t.tells_changes):
         t.announce(call, path, rule=verdict.rule)
     generation = t.generation
+    if t.cache.room and isinstance(target, bytes):
+        if _writes(request.flags):
+            t.cache.changes(path)
+        elif _open_here(t, call, request, node, path):
+            return
 
     def answered(result: messages.OpenedFile) -> None:
+        sandbox.check_handle(result.handle)
         try:
             shown(t, path, result.attributes)
             still_same(t, node, result.attributes)
@@ -52,17 +56,42 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
             t.ask_aside(messages.Release(result.handle))
             raise
         opened = _opened(t, call, node, path, result.handle, request.flags, generation)
+        t.readahead.opened(t.handle(opened.handle), result.attributes)
         if isinstance(request.node, bytes):
             t.by_path.opened_again(request.node, t.handle(opened.handle))
-        if node is not None:
+        if _writes(request.flags):
+            t.cache.changes(path)
+        if node is not None and knowing.saw_open(t, path, result.attributes, since) is result.attributes:
             # What is open is followed to the letter (names.LOOKUP_VALID): what the LOOKUP before told ends here.
             t.effects.append(InvalidateInode(node.id, pages=False))
         if request.flags & _TRUNC:
+            t.readahead.changed(t, identity_of(result.attributes))
+            knowing.changed_here(t, node, path)
             t.answer_change(call, opened, t.siblings(node), contents=True)
         else:
             t.answer(call, opened)
 
+    since = t.cache.tick
     t.ask(call, messages.Open(target, _wire_flags(request.flags), request.kill_suidgid), answered)
+
+
+def _open_here(t: Desk, call: Call, request: operations.Open, node: Node | None, path: bytes) -> bool:
+    """Open it without asking, if its content is known or is coming (lazily.py)."""
+    found = gathering.file_of(t, path)
+    if found is None:
+        return t.prefetch.brings(t, call, path)
+    attributes, content = found
+    shown(t, path, attributes)
+    still_same(t, node, attributes)
+    opened = _opened(t, call, node, path, None, request.flags, t.generation)
+    handle = t.handle(opened.handle)
+    handle.pinned = (attributes, content)
+    handle.identity = identity_of(attributes)
+    lazily.opened_here(t, handle)
+    t.cache.hits += 1
+    t.prefetch.used(t, path)
+    t.answer(call, msgspec.structs.replace(opened, keep_cache=True))
+    return True
 
 
 def create(t: Desk, call: Call, request: operations.Create) -> None:
@@ -78,8 +107,12 @@ def create(t: Desk, call: Call, request: operations.Create) -> None:
         t.announce(call, path, rule=verdict.rule)
     generation = t.generation
 
+    since = t.cache.renames(path)
+
     def answered(result: messages.OpenedFile) -> None:
+        sandbox.check_handle(result.handle)
         sandbox.check_attributes(result.attributes)
+        t.cache.changed(path, result.attributes, since)
         if result.attributes.mode & _TYPE != _REGULAR:
             # Something else has the name by now. The kernel would drop the handle without a RELEASE; so it looks again.
             t.ask_aside(messages.Release(result.handle))
@@ -87,6 +120,7 @@ def create(t: Desk, call: Call, request: operations.Create) -> None:
         entry = entry_of(t, request.parent, request.name, path, result.attributes)
         node = t.inodes.get(entry.node) if not isinstance(request.parent, bytes) else None
         opened = _opened(t, call, node, path, result.handle, request.flags, generation)
+        t.readahead.opened(t.handle(opened.handle), result.attributes)
         t.answer(call, Created(msgspec.structs.replace(entry, attributes_valid=0.0), opened))
 
     flags = _wire_flags(request.flags)
@@ -97,42 +131,25 @@ def read(t: Desk, call: Call, request: operations.Read) -> None:
     handle = judged(t, call, request.handle)
     size = min(request.size, messages.MAX_DATA)
 
-    def answered(data: memoryview) -> None:
+    def answered(data: bytes | memoryview) -> None:
         sandbox.check_data(data, size)
         handle.reads += 1
         handle.bytes_read += len(data)
         t.statistics.bytes_read += len(data)
         t.answer(call, Data(data))
+        if t.cache.tick != since and handle.node is not None and not t.cache.unchanged(t.handles.path(handle), since):
+            # The client may have read it before it changed, and the kernel was told of that before it had this.
+            t.effects.append(InvalidateInode(handle.node.id))
 
-    t.ask(call, messages.Read(handle.remote, request.offset, size), answered, size=size)
+    since = t.cache.tick
+    if handle.pinned is not None:
+        answered(memoryview(handle.pinned[1])[request.offset : request.offset + size])
+        return
 
+    def ask() -> None:
+        t.ask(call, messages.Read(handle.remote, request.offset, size), answered, size=size)
 
-def write(t: Desk, call: Call, request: operations.Write) -> None:
-    handle = judged(t, call, request.handle, write=True)
-    size = len(request.data)
-    append = request.append and not request.from_cache
-    if not append:
-        _check_size(t, call, handle, request.offset + size)
-    # Where an append ends only the client knows: the kernel's offset is as old as the size that it has seen.
-    most = t.gate.tenant.limits.file_size if append else None
-    handle.unflushed = True
-    # A view of the driver's buffer is encoded before the driver reads on, so it need not be copied unless it waits.
-    data = memoryview(bytes(request.data) if t.session.would_wait(size) else request.data)
-
-    def answered(count: int) -> None:
-        sandbox.check_count(count, size)
-        handle.writes += 1
-        handle.bytes_written += count
-        t.statistics.bytes_written += count
-        t.answer_change(call, Count(count), t.siblings(handle.node), contents=True)
-
-    def failed(errno: str) -> None:
-        if errno == "EFBIG" and most is not None:
-            raise t.limited(call, errno, t.handles.path(handle), f"an append beyond {most} bytes, which the policy allows")
-        t.fail(call, errno)
-
-    arguments = messages.Write(handle.remote, request.offset, data, append, request.kill_suidgid, most)
-    t.ask(call, arguments, answered, failed, size=size)
+    t.readahead.read(t, call, handle, request.offset, size, answered, ask)
 
 
 def flush(t: Desk, call: Call, request: operations.Flush) -> None:
@@ -157,6 +174,7 @@ def release(t: Desk, call: Call, request: operations.Release) -> None:
     handle = t.handles.remove(request.handle)
     if handle is None:
         raise Failure("EBADF")
+    t.readahead.closed(t, handle)
     # A process's locks went when it closed its descriptor (FLUSH). What is left belongs to the open file itself (F_OFD_SETLK),
     # whose end the kernel tells by nothing but this.
     owners = tuple(t.handles.locks.through(handle.place, handle.id))
@@ -192,6 +210,10 @@ def tell_closed(t: Desk, handle: Handle) -> None:
 def fsync(t: Desk, call: Call, request: operations.Fsync) -> None:
     handle = t.handle(request.handle)
     t.announce_other(call, t.handles.path(handle))
+    if handle.remote < 0:
+        # Nothing was written through it.
+        t.answer(call, Done())
+        return
     t.ask(call, messages.Fsync(handle.remote, request.data_only), lambda _result: t.answer(call, Done()))
 
 
@@ -209,45 +231,6 @@ def lseek(t: Desk, call: Call, request: operations.Lseek) -> None:
         t.answer(call, Position(offset))
 
     t.ask(call, messages.Lseek(handle.remote, request.offset, request.whence == 4), answered)
-
-
-def fallocate(t: Desk, call: Call, request: operations.Fallocate) -> None:
-    handle = judged(t, call, request.handle, write=True)
-    if not request.mode & _PUNCH_HOLE:
-        _check_size(t, call, handle, request.offset + request.length)
-    t.announce_other(call, t.handles.path(handle))
-
-    def answered(_result: None) -> None:
-        handle.writes += 1
-        t.answer_change(call, Done(), t.siblings(handle.node), contents=True)
-
-    arguments = messages.Fallocate(handle.remote, request.offset, request.length, request.mode, clear_setid=_clears(call))
-    t.ask(call, arguments, answered)
-
-
-def copy_file_range(t: Desk, call: Call, request: operations.CopyFileRange) -> None:
-    source = judged(t, call, request.handle)
-    target = judged(t, call, request.to_handle, write=True)
-    length = copied(request)
-    _check_size(t, call, target, request.to_offset + length)
-    t.announce_other(call, t.handles.path(source), t.handles.path(target))
-
-    def answered(count: int) -> None:
-        sandbox.check_count(count, length)
-        source.reads += 1
-        source.bytes_read += count
-        target.writes += 1
-        target.bytes_written += count
-        target.unflushed = True
-        t.answer_change(call, Count(count), t.siblings(target.node), contents=True)
-
-    places = (source.remote, request.offset, target.remote, request.to_offset)
-    t.ask(call, messages.CopyFileRange(*places, length, clear_setid=_clears(call)), answered)
-
-
-def copied(request: operations.CopyFileRange) -> int:
-    """How many bytes a request may copy at once."""
-    return min(request.length, _LARGEST_COPY)
 
 
 def judged(t: Desk, call: Call, number: int, *, write: bool = False) -> Handle:
@@ -271,24 +254,13 @@ def judged(t: Desk, call: Call, number: int, *, write: bool = False) -> Handle:
     return handle
 
 
-def _clears(call: Call) -> bool:
-    """These two carry no flag for it (linux/fuse.h): whoever is not root is taken to have no CAP_FSETID."""
-    return call.caller.uid != 0
-
-
-def _opened(t: Desk, call: Call, node: Node | None, path: bytes, remote: int, flags: int, generation: int) -> Opened:
+def _opened(t: Desk, call: Call, node: Node | None, path: bytes, remote: int | None, flags: int, generation: int) -> Opened:
     """`generation` is the one that judged it: the policy may have changed while the client opened it."""
     handle = t.handles.add(node, path, remote, flags)
     handle.generation = generation
     handle.opened_at = t.now
     handle.uid, handle.pid = call.caller.uid, call.caller.pid
     return Opened(handle.id)
-
-
-def _check_size(t: Desk, call: Call, handle: Handle, size: int) -> None:
-    limit = t.gate.tenant.limits.file_size
-    if limit is not None and size > limit:
-        raise t.limited(call, "EFBIG", t.handles.path(handle), f"a file of {size} bytes, the policy allows {limit}")
 
 
 def _writes(flags: int) -> bool:

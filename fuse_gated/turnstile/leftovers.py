@@ -60,9 +60,16 @@ class Leftovers:
         arguments = pending.arguments
         takes_lock = isinstance(arguments, messages.Setlk) and arguments.type != _UNLOCK
         if takes_lock or isinstance(arguments, _OPENING):
-            row = GivenUp(pending.id, pending.operation, _ENCODER.encode(arguments))
-            self._given_up[pending.id] = row
-            self._news.append(row)
+            self._add(pending)
+
+    def may_be_open(self, pending: Pending) -> None:
+        """The client may have opened a file for a process before this one, which did not live to hear of it."""
+        self._add(pending)
+
+    def _add(self, pending: Pending) -> None:
+        row = GivenUp(pending.id, pending.operation, _ENCODER.encode(pending.arguments))
+        self._given_up[pending.id] = row
+        self._news.append(row)
 
     def over(self, number: int) -> None:
         """The client has answered it."""

@@ -8,15 +8,15 @@ from fuse_gated.gate.limiter import REFUSED, Limiter
 from fuse_gated.operations import Request
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.desk import Desk
-from fuse_gated.turnstile.files import copied
 from fuse_gated.turnstile.limits import Limits
+from fuse_gated.turnstile.writing import copied
 
 
 class Limiting(Desk):
     """The desk, and who waits before it."""
 
-    def __init__(self, gate: Gate, limiter: Limiter, limits: Limits, *, export_root: bytes) -> None:
-        super().__init__(gate, limiter, limits, export_root=export_root)
+    def __init__(self, gate: Gate, limiter: Limiter, limits: Limits, *, export_root: bytes, watches: bool = False) -> None:
+        super().__init__(gate, limiter, limits, export_root=export_root, watches=watches)
         self._held_bytes = 0
 
     def is_held(self, call: Call, kind: str) -> bool:

@@ -11,6 +11,7 @@ from fuse_gated import operations
 from fuse_gated.gate import sandbox
 from fuse_gated.operations import Done, Lock
 from fuse_gated.tree.handles import Handle
+from fuse_gated.turnstile import knowing
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.turnstile.effects import InvalidateInode
@@ -45,8 +46,13 @@ def setlk(t: Desk, call: Call, request: operations.Setlk) -> None:
     def answered(_result: None) -> None:
         if not request.flock:
             t.handles.locks.changed(handle.place, request)
+        if request.type != _UNLOCK:
+            t.readahead.wrote(t, handle)
+            handle.pinned = None
         if handle.node is not None and request.type != _UNLOCK:
             # Who holds the lock must see what the last holder wrote, on whichever side it was.
+            t.cache.changes(t.handles.path(handle))
+            knowing.unpin(t, handle.node)
             t.effects.append(InvalidateInode(handle.node.id, pages=False))
         t.answer(call, Done())
 

@@ -6,13 +6,14 @@ from fuse_gated import operations
 from fuse_gated.gate import sandbox
 from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Attributes, Data, Done, Entry
-from fuse_gated.paths import NAME_MAX, is_safe_name, join
+from fuse_gated.paths import NAME_MAX, is_safe_name, join, split
 from fuse_gated.tree.by_path import is_hidden_name
 from fuse_gated.tree.inodes import Node, identity_of
-from fuse_gated.turnstile import climbing
+from fuse_gated.turnstile import climbing, gathering, knowing, lazily
 from fuse_gated.turnstile.attributes import shown
 from fuse_gated.turnstile.call import Call, Failure
-from fuse_gated.turnstile.desk import MAX_PATH, Desk
+from fuse_gated.turnstile.desk import Desk
+from fuse_gated.turnstile.naming import MAX_PATH
 from fuse_gated.wire import messages
 
 _DIRECTORY: Final = 0o040000
@@ -48,8 +49,11 @@ def entry_of(t: Desk, parent: operations.Node, name: bytes, path: bytes, attribu
     if t.remembers:
         node.attributes = attributes
     t.prune()
-    # What is open is followed to the letter: a log that the client's programs write to is read as it grows.
-    return Entry(node.id, visible, 0.0, 0.0 if node.handles else LOOKUP_VALID)
+    named, valid = knowing.validity(t, path, attributes)
+    if valid <= LOOKUP_VALID:
+        # What is open is followed to the letter: a log that the client's programs write to is read as it grows.
+        valid = 0.0 if node.handles else LOOKUP_VALID
+    return Entry(node.id, visible, named, valid)
 
 
 def owner_of(t: Desk, call: Call) -> messages.Owner | None:
@@ -64,6 +68,10 @@ def lookup(t: Desk, call: Call, request: operations.Lookup) -> None:
         raise t.refused(call, verdict, path)
     t.announce_other(call, path, rule=verdict.rule)
     before = child_of(t, request.parent, request.name)
+    parent = split(path)[0]
+    if t.gathering and parent in t.gathering and not call.waited and t.cache.attributes(path, t.now) is None:
+        gathering.wait(t, call, parent)
+        return
 
     def answered(attributes: Attributes) -> None:
         now = child_of(t, request.parent, request.name)
@@ -75,20 +83,29 @@ def lookup(t: Desk, call: Call, request: operations.Lookup) -> None:
     def failed(errno: str) -> None:
         if errno == "ENOENT" and before is not None and child_of(t, request.parent, request.name) is before:
             t.inodes.removed(before)
+        if errno == "ENOENT" and isinstance(request.parent, int) and knowing.is_missing(t, path):
+            t.answer(call, Entry(0, None, knowing.MISSING_VALID))
+            return
         t.fail(call, errno)
 
+    misses = t.cache.misses
     t.ask(call, messages.Getattr(path), answered, failed)
+    if t.cache.misses != misses:
+        t.prefetch.missed(t, parent)
 
 
 def readlink(t: Desk, call: Call, request: operations.Readlink) -> None:
-    path = t.place(request.node)
+    node = t.node(request.node)
+    # One that another link has taken the place of a moment ago is answered with where that one leads: to look again might meet
+    # the next one.
+    path = t.inodes.path(node) if node is not None and node.lost == "ESTALE" else t.place(request.node)
     verdict = t.gate.read(path)
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
     t.announce_other(call, path, rule=verdict.rule)
 
     def answered(target: bytes) -> None:
-        if t.place(request.node) != path:
+        if node is not None and t.inodes.path(node) != path:
             # It was moved while the client was asked, and what is inside depends on how deep it lies.
             raise Failure("ESTALE")
         contained = sandbox.contained_link(target, path, t.export_root, t.gate.tenant.symlinks)
@@ -96,7 +113,10 @@ def readlink(t: Desk, call: Call, request: operations.Readlink) -> None:
             raise t.refused(call, _LINK_LEAVES, path)
         t.answer(call, Data(contained))
 
-    t.ask(call, messages.Readlink(path), answered)
+    def failed(errno: str) -> None:
+        raise Failure("ESTALE" if node is not None and node.lost else errno)
+
+    t.ask(call, messages.Readlink(path), answered, failed)
 
 
 def symlink(t: Desk, call: Call, request: operations.Symlink) -> None:
@@ -119,16 +139,18 @@ def mkdir(t: Desk, call: Call, request: operations.Mkdir) -> None:
     _make(t, call, request.parent, request.name, path, arguments)
 
 
-def _make(
-    t: Desk, call: Call, parent: operations.Node, name: bytes, path: bytes, arguments: messages.Arguments
-) -> None:
+def _make(t: Desk, call: Call, parent: operations.Node, name: bytes, path: bytes, arguments: messages.Arguments) -> None:
     verdict = t.gate.create(path)
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
     if t.tells_changes:
         t.announce(call, path, rule=verdict.rule)
 
+    since = t.cache.renames(path)
+
     def answered(attributes: Attributes) -> None:
+        sandbox.check_attributes(attributes)
+        t.cache.changed(path, attributes, since)
         t.answer(call, entry_of(t, parent, name, path, attributes))
 
     t.ask(call, arguments, answered)
@@ -166,7 +188,10 @@ def _remove(
     if t.tells_changes:
         t.announce(call, path, rule=verdict.rule)
 
+    since = 0
+
     def answered(_result: None) -> None:
+        t.cache.changed(path, None, since)
         node = child_of(t, parent, name)
         if node is not None:
             t.inodes.removed(node)
@@ -174,7 +199,12 @@ def _remove(
             t.by_path.removed(path, alias)
         t.answer_change(call, Done(), t.siblings(node))
 
-    t.ask(call, arguments, answered)
+    def go_on() -> None:
+        nonlocal since
+        since = t.cache.renames(path)
+        t.ask(call, arguments, answered)
+
+    lazily.before_it_goes(t, call, child_of(t, parent, name), path, go_on)
 
 
 def rename(t: Desk, call: Call, request: operations.Rename) -> None:
@@ -209,10 +239,19 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
         t.announce(call, path, new_path, rule=verdict.rule)
 
     def answered(_result: None) -> None:
+        t.cache.changed(new_path, None, since[1])
+        t.cache.renames(new_path)
+        if exchange:
+            t.cache.renames(path)
+        else:
+            t.cache.changed(path, None, since[0])
         parent, new_parent = t.node(request.parent), t.node(request.new_parent)
         replaced = None if exchange else child_of(t, request.new_parent, request.new_name)
         if parent is not None and new_parent is not None:
+            knowing.settle(t)  # While what lay beneath still has its names.
             t.inodes.renamed(parent, request.name, new_parent, request.new_name, exchange=exchange)
+            knowing.has_moved(t, moved)
+            knowing.has_moved(t, child_of(t, request.parent, request.name))
             climbing.has_moved(t, request, (moved, path), (child_of(t, request.parent, request.name), new_path))
         else:
             t.by_path.renamed(path, new_path)
@@ -224,10 +263,19 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
         else:
             t.fail(call, errno)
 
-    climbing.moves(t, call, moved, new_path)
+    def go_on() -> None:
+        since[:] = t.cache.renames(path), t.cache.renames(new_path)
+        knowing.settle(t)
+        climbing.moves(t, call, moved, new_path)
+        if exchange:
+            climbing.moves(t, call, replaced, path)
+        t.ask(call, messages.Rename(path, new_path, no_replace or guarded, exchange), answered, failed)
+
+    since = [0, 0]
     if exchange:
-        climbing.moves(t, call, replaced, path)
-    t.ask(call, messages.Rename(path, new_path, no_replace or guarded, exchange), answered, failed)
+        go_on()
+    else:
+        lazily.before_it_goes(t, call, replaced, new_path, go_on)
 
 
 def link(t: Desk, call: Call, request: operations.Link) -> None:
@@ -242,8 +290,14 @@ def link(t: Desk, call: Call, request: operations.Link) -> None:
     if t.tells_changes:
         t.announce(call, path, new_path, rule=verdict.rule)
 
+    since = t.cache.renames(new_path)
+    t.cache.changes(path)
+
     def answered(attributes: Attributes) -> None:
         # The old name's link count has changed too.
+        sandbox.check_attributes(attributes)
+        t.cache.changes(path)
+        t.cache.changed(new_path, attributes, since)
         siblings = [*t.siblings(node), *([node.id] if node is not None else [])]
         entry = entry_of(t, request.new_parent, request.new_name, new_path, attributes)
         if node is not None:

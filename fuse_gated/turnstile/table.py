@@ -7,7 +7,7 @@ import msgspec
 
 from fuse_gated import operations
 from fuse_gated.operations import Request
-from fuse_gated.turnstile import attributes, directories, files, locks, names
+from fuse_gated.turnstile import attributes, directories, files, locks, names, writing
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.desk import Desk
 
@@ -38,7 +38,7 @@ TABLE: Final[dict[type[Request], Row]] = {
     operations.Open: Row("open", "other", True, files.open_),
     operations.Create: Row("create", "other", True, files.create),
     operations.Read: Row("read", "read", False, files.read),
-    operations.Write: Row("write", "write", False, files.write),
+    operations.Write: Row("write", "write", False, writing.write),
     operations.Flush: Row("flush", "", False, files.flush),
     operations.Release: Row("release", "", False, files.release),
     operations.Fsync: Row("fsync", "other", False, files.fsync),
@@ -53,8 +53,8 @@ TABLE: Final[dict[type[Request], Row]] = {
     operations.Listxattr: Row("listxattr", "other", True, attributes.listxattr),
     operations.Removexattr: Row("removexattr", "other", True, attributes.removexattr),
     operations.Lseek: Row("lseek", "other", False, files.lseek),
-    operations.Fallocate: Row("fallocate", "write", False, files.fallocate),
-    operations.CopyFileRange: Row("copy_file_range", "write", False, files.copy_file_range),
+    operations.Fallocate: Row("fallocate", "write", False, writing.fallocate),
+    operations.CopyFileRange: Row("copy_file_range", "write", False, writing.copy_file_range),
     operations.Getlk: Row("getlk", "other", False, locks.getlk),
     operations.Setlk: Row("setlk", "other", False, locks.setlk),
 }

@@ -1,11 +1,17 @@
 """What is told to the audit: refusals, what is allowed before it is done, and what of that failed."""
 
+from typing import Final
+
 from fuse_gated.gate.audit import Record
 from fuse_gated.gate.limiter import Bucket
 from fuse_gated.gate.verdict import Verdict
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.effects import Effect, Tell
 from fuse_gated.turnstile.limits import Limits, Statistics
+from fuse_gated.turnstile.measures import Measures
+
+_SLOW_A_SECOND: Final = 3
+"""Records of slow operations."""
 
 
 class Telling:
@@ -16,7 +22,10 @@ class Telling:
         self.effects: list[Effect] = []
         self.statistics = Statistics()
         self.now = 0.0
+        self.measures = Measures(lambda: self.now)
         self._refusals = Bucket(limits.refusals, 0.0)
+        self._slow = Bucket(_SLOW_A_SECOND, 0.0)
+        self._slow_untold = 0
         self.set_audit_level(level)
 
     def set_audit_level(self, level: str) -> None:
@@ -28,6 +37,7 @@ class Telling:
         """Tell a refusal; the Failure is to be raised."""
         assert verdict.errno is not None
         self.statistics.denied += 1
+        self.measures.refused()
         call.path, call.new_path = path, new_path
         self.tell(call, "refused", "denied", rule=verdict.rule, errno=verdict.errno, detail=verdict.reason)
         call.told = False
@@ -37,6 +47,7 @@ class Telling:
     def limited(self, call: Call, errno: str, path: bytes | None, detail: str) -> Failure:
         """Tell that a limit of the policy was met; the Failure is to be raised."""
         self.statistics.denied += 1
+        self.measures.refused()
         call.path = path
         self.tell(call, "limited", "denied", errno=errno, detail=detail)
         call.pause = self._refusals.reserve(self.now, self.limits.deadline)
@@ -69,6 +80,33 @@ class Telling:
                 duration_usec=int((self.now - call.started) * 1e6) if kind == "failed" else None,
                 detail=detail,
                 request=call.id,
+            )
+        )
+
+    def tell_slow(self, call: Call, path: bytes | None, where: tuple[float, float, float, float]) -> None:
+        """Tell an operation that took long, and `where` (Measures.slow); not each of very many: those are counted in the next
+        record."""
+        if self._slow.wait(self.now, 1) > 0.0:
+            self._slow_untold += 1
+            return
+        self._slow.credit -= 1 / self._slow.rate
+        untold, self._slow_untold = self._slow_untold, 0
+        gate, held, remote, client = (int(time * 1e6) for time in where)
+        own = f" (the client itself {client / 1e6:g} s)" if client else ""
+        self.note(
+            Record(
+                kind="slow-operation",
+                operation=call.operation,
+                path=path,
+                uid=call.caller.uid,
+                pid=call.caller.pid,
+                count=untold + 1 if untold else None,
+                duration_usec=gate + held + remote,
+                gate_usec=gate,
+                held_usec=held,
+                remote_usec=remote,
+                client_usec=client or None,
+                detail=f"gate {gate / 1e6:g} s, held {held / 1e6:g} s, wire and client {remote / 1e6:g} s{own}",
             )
         )
 

@@ -12,32 +12,27 @@ from typing import Final
 
 from fuse_gated import operations
 from fuse_gated.errors import ProtocolError, errno_number
-from fuse_gated.gate import sandbox
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.limiter import Limiter
 from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Caller, Failed, Request
 from fuse_gated.tree.journal import AnyRow
-from fuse_gated.turnstile import climbing
+from fuse_gated.turnstile import climbing, knowing, lazily
 from fuse_gated.turnstile.call import Call, Failure
-from fuse_gated.turnstile.desk import ignored
 from fuse_gated.turnstile.effects import Answer, Close
 from fuse_gated.turnstile.limiting import Limiting
 from fuse_gated.turnstile.limits import Limits, Statistics
+from fuse_gated.turnstile.measures import IN_FLIGHT
 from fuse_gated.turnstile.memory import remembered
 from fuse_gated.turnstile.outage import ERRNO, WOULD_WAIT, Outage, Waits
 from fuse_gated.turnstile.table import TABLE
-from fuse_gated.wire.session import Pending
 
-__all__ = ["INTERRUPT_GRACE", "MAX_NOTICES", "Limits", "Statistics", "Turnstile"]
+__all__ = ["INTERRUPT_GRACE", "Limits", "Statistics", "Turnstile"]
 
 INTERRUPT_GRACE: Final = 0.5
 """Seconds after a signal in which an answer still reaches the caller; then it gets EINTR. On a local filesystem only a wait
 for a lock is interrupted by signals that a program catches (signal(7)), and few programs expect EINTR of stat(2): a timer or
 a child's end must not make a call fail that would have been answered."""
-MAX_NOTICES: Final = 4096
-"""Changed paths in one message."""
-
 _TICK: Final = 0.25
 _MORE_INODES: Final = 100_000
 """Nodes that the kernel may hold beyond twice the limit: it forgets names when it likes."""
@@ -47,12 +42,13 @@ _NOT_A_USER: Final = Verdict("EACCES", "users", "not one of the tenant's users")
 class Turnstile(Limiting):
     """One mounted session, without I/O: time is an argument, what is to be done is appended to `effects`."""
 
-    def __init__(self, gate: Gate, limiter: Limiter, limits: Limits, *, export_root: bytes) -> None:
-        super().__init__(gate, limiter, limits, export_root=export_root)
+    def __init__(self, gate: Gate, limiter: Limiter, limits: Limits, *, export_root: bytes, watches: bool = False) -> None:
+        super().__init__(gate, limiter, limits, export_root=export_root, watches=watches)
         self.silenced = False
         """No audit record can be written: nothing goes to the client, every request fails with EIO."""
         self.untold = 0
         """Requests that failed because of that."""
+        self.again = self._handle
         self._lost = False
         self._grace: deque[tuple[float, Call]] = deque()
 
@@ -87,6 +83,7 @@ class Turnstile(Limiting):
             return
         if self.silenced and row.kind:
             self.untold += 1
+            self.measures.untold()
             self.fail(call, "EIO")
             return
         try:
@@ -129,21 +126,13 @@ class Turnstile(Limiting):
         Raises ProtocolError for what the protocol does not allow: the session is to be closed.
         """
         self.now = now
-        notices = self.session.received(message)
+        self.noticed = 0
+        self.session.received(message)
         if self.ledger.leftovers:
             for number in self.ledger.leftovers:
                 if self.session.known(number) is None:
                     self.ledger.leftovers.over(number)
-        if not notices:
-            return
-        paths = [path for notice in notices for path in notice.paths]
-        if len(paths) > MAX_NOTICES:
-            raise ProtocolError(f"{len(paths)} changed paths in one message, {MAX_NOTICES} are allowed", 1008)
-        for path in paths:
-            sandbox.check_path(path)
-            node = self.inodes.find(path)
-            if node is not None:
-                self.forget_what_was_shown(node)
+        knowing.settle(self)
 
     def lost(self, now: float) -> None:
         """The client is gone for good: every caller that waits is told so, and everyone who comes until the mount is gone."""
@@ -161,6 +150,7 @@ class Turnstile(Limiting):
         self.outage = Outage(self.gate.tenant.outage.mode, self.ledger.known, lambda target: remembered(self, target))
         self.sent_before = self.session.sent()
         self.session.abandon()
+        self.readahead.clear()
         for call in list(self._calls.values()):
             if call.interrupted and not call.verdict:
                 # What it was still given was for an answer, and there comes none.
@@ -169,6 +159,8 @@ class Turnstile(Limiting):
                 self.fail(call, "EINTR")
             elif self.outage.may_be_answered(call.request) and not (call.verdict or call.limited_as):
                 self._handle(call)
+        if self.cache.room:
+            self.forget_all_that_is_watched()
         self._outage_mode_changed()
 
     def restore(self, rows: Iterable[AnyRow], epoch: int) -> None:
@@ -181,12 +173,6 @@ class Turnstile(Limiting):
         """After `restore`, where the client is there again: it may not have heard all that it was told."""
         self.now = now
         self.give_back_again()
-        for number in self.ledger.leftovers:
-            arguments = self.ledger.leftovers.arguments(number)
-            if arguments is None:
-                self.ledger.leftovers.over(number)
-            else:
-                self.session.ask_for_nobody(Pending(number, arguments, now + self.limits.deadline, ignored, ignored))
 
     def withdraw(self, number: int) -> bool:
         """A request that was to be sent cannot be, because its record cannot be written: its caller fails. False for one that
@@ -197,6 +183,7 @@ class Turnstile(Limiting):
         call = self._calls.get(number)
         if call is not None:
             self.untold += 1
+            self.measures.untold()
             self.fail(call, "EIO")
         return True
 
@@ -215,7 +202,8 @@ class Turnstile(Limiting):
     def next_due(self, now: float) -> float | None:
         """When `tick` is to be called next; None if nothing is waited for. Deadlines are looked at four times a second."""
         due = now + _TICK if self.session.busy else None
-        for first in (self._held and self._held[0][0], self._grace and self._grace[0][0]):
+        for queue in (self._held, self._grace, self.lingering, ((self.readahead.due,),)):
+            first = queue[0][0] if queue else 0.0
             if first:
                 due = first if due is None else min(first, due)
         return due
@@ -226,8 +214,10 @@ class Turnstile(Limiting):
         Raises ProtocolError when the client has answered nothing for a whole deadline: the session is to be closed.
         """
         self.now = now
+        self.count_ended()
         while self._held and self._held[0][0] <= now:
             call = heapq.heappop(self._held)[2]
+            self.measures.let_through(call)
             if call.limited_as:
                 self.no_longer_held(call)
             if self._calls.get(call.id) is not call:
@@ -246,8 +236,12 @@ class Turnstile(Limiting):
             if call.limited_as:
                 self.let_go(call)
                 self.fail(call, "EINTR")
-            elif self.outage is not None:
+            elif self.outage is not None or call.waits:
                 self.fail(call, "EINTR")
+        if self.lingering:
+            lazily.look_after(self)
+        if 0.0 < self.readahead.due <= now:
+            self.readahead.rest(self)
         clogged = self.session.clogged
         for pending in self.session.overdue(now):
             waiting = self._calls.get(pending.id)
@@ -259,6 +253,12 @@ class Turnstile(Limiting):
             pending.failed("EINTR" if interrupted else "ETIMEDOUT")
 
     # What the operator says.
+
+    def count_ended(self) -> None:
+        """So that others see how many operations there were, and how long they took."""
+        self.measures.words[IN_FLIGHT] = len(self._calls)
+        self.measures.cached(self.cache.hits, self.cache.misses)
+        self.measures.fold()
 
     def apply(self, now: float, gate: Gate) -> None:
         """A new policy: open handles are judged again at their next request, and the kernel forgets what it may no longer
@@ -272,6 +272,10 @@ class Turnstile(Limiting):
         if self.outage is not None:
             self.outage.mode = gate.tenant.outage.mode
             self._outage_mode_changed()
+        if self.cache.room or gate.tenant.cache != old.tenant.cache:
+            # More may be shown than before as well.
+            self.set_cache()
+            knowing.expire_all(self)
         for node in self.inodes:
             if gate.narrowed(old, self.inodes.path(node)):
                 self.forget_what_was_shown(node)

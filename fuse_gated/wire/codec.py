@@ -15,6 +15,9 @@ from fuse_gated.wire.messages import ARGUMENTS, MAX_MESSAGE, RESULTS, Arguments,
 MAX_FRAMES: Final = 4096
 """Frames in one message."""
 
+LONG: Final = 2**20
+"""Bytes in a message for which nothing more is to be waited for."""
+
 _ARRAY16: Final = 0xDC
 _ARRAY32: Final = 0xDD  # MessagePack's array with a length of four bytes: its header's size does not depend on the length.
 _HEADER: Final = 5
@@ -43,6 +46,11 @@ class Batch:
         self._done: list[bytearray] = []
         self._buffer = bytearray((_ARRAY32, 0, 0, 0, 0))
         self._count = 0
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is to be taken at once, so that it leaves while the next message is being made."""
+        return len(self._buffer) >= LONG
 
     def add(self, frame: Frame) -> None:
         start = len(self._buffer)

@@ -17,6 +17,12 @@ MAX_MESSAGE: Final = 4 * 2**20
 MAX_DATA: Final = 2**20
 """Bytes of file data in one READ or WRITE."""
 
+MAX_GATHERED: Final = 1024
+"""Paths in one GATHER or UNWATCH."""
+
+WATCHES: Final = "watches"
+"""The capability of a client that serves GATHER and UNWATCH, and tells of changes."""
+
 Target = bytes | int
 
 # open flags, the wire's own: open(2)'s numbers differ by architecture.
@@ -93,11 +99,13 @@ class Cancel(Frame, frozen=True, gc=False, tag="cancel"):
 
 
 class Reply(Frame, frozen=True, gc=False, tag="reply"):
-    """`errno` by name, or none; then `result` is of the kind in `RESULTS[operation]`."""
+    """`errno` by name, or none; then `result` is of the kind in `RESULTS[operation]`. `usec`: microseconds from the request's
+    arrival until this; 0 from who does not say."""
 
     id: int
     errno: str | None
     result: Any = None
+    usec: int = 0
 
 
 class Replied(Frame, frozen=True, gc=False, tag="reply"):
@@ -106,12 +114,17 @@ class Replied(Frame, frozen=True, gc=False, tag="reply"):
     id: int
     errno: str | None
     result: msgspec.Raw = msgspec.Raw(b"\xc0")
+    usec: int = 0
 
 
 class Notice(Frame, frozen=True, gc=False, tag="notice"):
-    """Paths that changed on the client by other hands than this session's."""
+    """Paths that changed on the client. `attributes`, where there are any, are as many as the paths and say what became of
+    each: nil, that it is gone. `overflow`: more changed than can be told; nothing that was told before holds, and nothing is
+    watched any more. A directory that is told of as gone, or as another one, is not watched any more, nor is what was beneath."""
 
     paths: tuple[bytes, ...]
+    attributes: tuple[Attributes | None, ...] = ()
+    overflow: bool = False
 
 
 FromServer = Welcome | Asked | Cancel
@@ -253,6 +266,25 @@ class Readdir(Arguments, frozen=True, gc=False):
     attributes: bool
 
 
+class Gather(Arguments, frozen=True, gc=False):
+    """Much at once, in one answer: of each path its attributes, and with them a directory's entries, at most `entries` of each;
+    the content of a regular file of at most `content` bytes; a link's target. The answer carries about `most` bytes: what does
+    not fit is left out at its end, but for the first path. Directories are watched before they are looked at, and so is the
+    directory that anything else lies in (`watch`)."""
+
+    paths: tuple[bytes, ...]
+    content: int
+    entries: int
+    most: int
+    watch: bool
+
+
+class Unwatch(Arguments, frozen=True, gc=False):
+    """Changes in these directories are not to be told any more."""
+
+    paths: tuple[bytes, ...]
+
+
 class Releasedir(Arguments, frozen=True, gc=False):
     handle: int
 
@@ -364,6 +396,19 @@ class Listed(msgspec.Struct, frozen=True, gc=False, array_like=True):
     end: bool
 
 
+class Gathered(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What GATHER found of one path: an errno by name, or attributes and one of the rest. `watched`: every change after this
+    will be told by a notice: of a directory, of its entries and of itself; of anything else, by the watch on its directory.
+    `entries` without `complete` are only the first ones, and were read before anything else was."""
+
+    errno: str | None
+    attributes: Attributes | None = None
+    watched: bool = False
+    entries: tuple[ListedEntry, ...] = ()
+    complete: bool = False
+    content: bytes | None = None
+
+
 class LockState(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """The lock in the way, or type 2 for none."""
 
@@ -393,6 +438,8 @@ ARGUMENTS: Final[dict[str, type[Arguments]]] = {
     "opendir": Opendir,
     "readdir": Readdir,
     "releasedir": Releasedir,
+    "gather": Gather,
+    "unwatch": Unwatch,
     "fsyncdir": Fsyncdir,
     "statfs": Statfs,
     "access": Access,
@@ -429,6 +476,8 @@ RESULTS: Final[dict[str, Any]] = {
     "opendir": OpenedFile,
     "readdir": Listed,
     "releasedir": None,
+    "gather": tuple[Gathered, ...],
+    "unwatch": None,
     "fsyncdir": None,
     "statfs": Filesystem,
     "access": None,

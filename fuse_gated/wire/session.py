@@ -27,6 +27,10 @@ MAX_HELLO: Final = 64 * 2**10
 """Bytes in the first message, which comes from somebody who may not have logged in."""
 
 
+_LASTING: Final = 2**61
+"""The kernel counts its requests, and will not come there; edge/fuse_network.py's are beyond."""
+
+
 class Pending:
     """A request on its way: what was asked, by when it must be answered, and who wants the result.
 
@@ -57,18 +61,20 @@ class Pending:
 
 class Session:
     """`send` takes the frames that are to go out, in order; `late` a request that succeeded after its caller had gone, and its
-    result."""
+    result; `noticed` what the client tells of changes."""
 
     def __init__(
         self,
         send: Callable[[Ask | Cancel], None],
         late: Callable[[Pending, Any], None],
+        noticed: Callable[[Notice], None],
         *,
         max_in_flight: int,
         max_bytes_in_flight: int,
     ) -> None:
         self._send = send
         self._late = late
+        self._noticed = noticed
         self._max_in_flight = max_in_flight
         self._max_bytes = max_bytes_in_flight
         self._pending: dict[int, Pending] = {}
@@ -78,6 +84,12 @@ class Session:
         self._waiting_bytes = 0
         self._given_up = 0
         self._next_own = 1
+        self.usec = 0
+        """Microseconds that the client says it needed for the reply that is being taken; 0 while there is none."""
+        self.on_room: Callable[[int], None] = lambda _number: None
+        """Called when a request that had to wait is sent."""
+        self.message_size = 0
+        """Bytes of the message that is being taken: who keeps a view of it keeps so much."""
 
     @property
     def in_flight(self) -> int:
@@ -112,13 +124,18 @@ class Session:
         number, self._next_own = self._next_own, self._next_own + 2
         return number
 
+    def lasting_id(self, number: int) -> int:
+        """An id for a request that no kernel request stands behind, and that a successor asks for again: even, so that the client
+        repeats its answer, and beyond the kernel's. `number` is never used twice."""
+        return _LASTING + 2 * number
+
     def begin(self, epoch: int) -> None:
         """Own ids go on from where no earlier worker's are, each of which had an epoch of its own."""
         self._next_own = (epoch << 32) + 1
 
     def is_own(self, number: int) -> bool:
-        """Whether `own_id` gave the id."""
-        return number % 2 == 1
+        """Whether no request of the kernel's stands behind it."""
+        return number % 2 == 1 or _LASTING <= number < 2 * _LASTING
 
     def ask(self, pending: Pending) -> None:
         """Send a request, or keep it until the client has room."""
@@ -193,28 +210,30 @@ class Session:
 
     def overdue(self, now: float) -> list[Pending]:
         """The requests whose deadline has passed and that somebody still waits for."""
+        self.usec = 0
         return [pending for pending in self._pending.values() if pending.deadline <= now and not pending.given_up]
 
-    def received(self, message: bytes | bytearray) -> list[Notice]:
-        """Takes a message after the hello: calls back for each reply, returns the notices.
+    def received(self, message: bytes | bytearray) -> None:
+        """Takes a message after the hello: calls back for each reply and each notice, in their order, because a notice may say
+        what was before a reply.
 
         Raises ProtocolError for what is malformed, out of order, or answers what was not asked.
         """
-        notices: list[Notice] = []
+        self.message_size = len(message)
         for frame in codec.decode_from_client(message):
             if type(frame) is Replied:
                 self._replied(frame)
             elif type(frame) is Notice:
-                notices.append(frame)
+                self._noticed(frame)
             else:
                 raise ProtocolError("a second hello")
-        return notices
 
     def _replied(self, frame: Replied) -> None:
         pending = self._pending.get(frame.id)
         if pending is None or not pending.sent:
             raise ProtocolError(f"a reply to request {frame.id}, which is not in flight", 1008)
         self._remove(pending)
+        self.usec = frame.usec
         if frame.errno is not None:
             if not pending.given_up:
                 # A name that this machine does not know becomes EIO here, so that the client's text goes no further.
@@ -237,6 +256,7 @@ class Session:
         while self._waiting and self._has_room(self._waiting[0]):
             pending = self._waiting.popleft()
             self._waiting_bytes -= pending.size
+            self.on_room(pending.id)
             self._transmit(pending)
 
     def _has_room(self, pending: Pending) -> bool:

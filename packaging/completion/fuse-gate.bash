@@ -32,7 +32,7 @@ _fuse_gate() {
         COMPREPLY=($(compgen -W "export" -- "$word"))
         ;;
     export)
-        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --server --token-file --name --read-only --json --ca --cert --key --trust-server --reconnect-delay --reconnect-max --max-attempts --no-reconnect --dead-after --version" -- "$word")); return; fi
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --server --token-file --name --read-only --no-watch --json --ca --cert --key --trust-server --reconnect-delay --reconnect-max --max-attempts --no-reconnect --dead-after --version" -- "$word")); return; fi
         case $place in
         0) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$word") ;;
         esac

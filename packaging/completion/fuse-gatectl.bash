@@ -20,6 +20,9 @@ _fuse_gatectl() {
         ' sessions') command=sessions place=0 ;;
         ' show') command=show place=0 ;;
         ' kick') command=kick place=0 ;;
+        ' stats') command=stats place=0 ;;
+        ' top') command=top place=0 ;;
+        ' metrics') command=metrics place=0 ;;
         ' drain') command=drain place=0 ;;
         ' files') command=files place=0 ;;
         ' explain') command=explain place=0 ;;
@@ -27,6 +30,9 @@ _fuse_gatectl() {
         ' token') command=token place=0 ;;
         ' audit') command=audit place=0 ;;
         ' doctor') command=doctor place=0 ;;
+        'stats --over') skip=1 ;;
+        'top --interval') skip=1 ;;
+        'metrics --listen'|'metrics --exports') skip=1 ;;
         'files ls') command='files ls' place=0 ;;
         'files cat') command='files cat' place=0 ;;
         'files get') command='files get' place=0 ;;
@@ -42,6 +48,10 @@ _fuse_gatectl() {
     case "$command $previous" in
     ' --etc') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$word"); return ;;
     ' --runtime') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$word"); return ;;
+    'stats --over') :; return ;;
+    'top --interval') :; return ;;
+    'metrics --listen') :; return ;;
+    'metrics --exports') :; return ;;
     'token new --expires') :; return ;;
     'token new --note') :; return ;;
     'audit --tenant') COMPREPLY=($(compgen -W "$(__fuse_gatectl_tenants)" -- "$word")); return ;;
@@ -59,7 +69,7 @@ _fuse_gatectl() {
     case "$command" in
     '')
         if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --version --etc --runtime" -- "$word")); return; fi
-        COMPREPLY=($(compgen -W "sessions show kick drain files explain check token audit doctor" -- "$word"))
+        COMPREPLY=($(compgen -W "sessions show kick stats top metrics drain files explain check token audit doctor" -- "$word"))
         ;;
     sessions)
         if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --json" -- "$word")); return; fi
@@ -75,6 +85,18 @@ _fuse_gatectl() {
         case $place in
         *) COMPREPLY=($(compgen -W "$(__fuse_gatectl_sessions)" -- "$word")) ;;
         esac
+        ;;
+    stats)
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --json --over" -- "$word")); return; fi
+        case $place in
+        0) COMPREPLY=($(compgen -W "$(__fuse_gatectl_sessions)" -- "$word")) ;;
+        esac
+        ;;
+    top)
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --json --interval --once" -- "$word")); return; fi
+        ;;
+    metrics)
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --listen --exports --json" -- "$word")); return; fi
         ;;
     drain)
         if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "-h --help --json --undo --wait --move" -- "$word")); return; fi

@@ -20,6 +20,11 @@ class Row:
     amount: int
     unit: str
 
+    @property
+    def operations(self) -> int:
+        """How many `amount` is: of bytes, the MiB."""
+        return self.amount // MIB if self.unit == "ms" else self.amount
+
 
 def rows(count: int, mebibytes: int) -> list[Row]:
     """In this order: what one makes, a later one removes."""

@@ -1,5 +1,6 @@
 """One session that reconnects again and again: nothing may grow."""
 
+import contextlib
 import os
 import re
 import time
@@ -118,6 +119,8 @@ def _state(keeper: int) -> int:
     """The pages of the memfds that the mount keeper holds."""
     total = 0
     for entry in os.listdir(f"/proc/{keeper}/fd"):
-        if "memfd:" in os.readlink(f"/proc/{keeper}/fd/{entry}"):
-            total += os.stat(f"/proc/{keeper}/fd/{entry}").st_blocks * 512
+        # It may be closed while it is looked at.
+        with contextlib.suppress(FileNotFoundError):
+            if "memfd:" in os.readlink(f"/proc/{keeper}/fd/{entry}"):
+                total += os.stat(f"/proc/{keeper}/fd/{entry}").st_blocks * 512
     return total

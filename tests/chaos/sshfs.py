@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -76,15 +75,9 @@ def _first_answer(path: Path) -> float:
 @contextlib.contextmanager
 def _sshfs(export: Path, mount: Path) -> Iterator[Proxy]:
     """As in the bench, with `reconnect`, and through a proxy."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    listener = subprocess.Popen(
-        [sys.executable, "-c", _INETD, str(port), SFTP_SERVER], start_new_session=True, stdout=subprocess.PIPE
-    )
+    listener = subprocess.Popen([sys.executable, "-c", _INETD, SFTP_SERVER], start_new_session=True, stdout=subprocess.PIPE)
     assert listener.stdout is not None
-    listener.stdout.readline()
-    proxy = Proxy(port)
+    proxy = Proxy(int(listener.stdout.readline()))
     options = f"reconnect,directport={proxy.port}"
     process = subprocess.Popen(["sshfs", "-f", "-o", options, f"127.0.0.1:{export}", str(mount)])
     try:
@@ -94,6 +87,6 @@ def _sshfs(export: Path, mount: Path) -> Iterator[Proxy]:
         subprocess.run(["fusermount3", "-uz", str(mount)], check=False)
         proxy.close()
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE)
         os.killpg(listener.pid, 15)
-        listener.wait(10)
+        listener.wait(PATIENCE)

@@ -29,13 +29,13 @@ def run(figures: Path, *options: str) -> dict[str, Any]:
     if MEASURING:
         pytest.skip("what is killed has measured nothing")
     command = [sys.executable, CHAOS, *options, "--json", figures]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=880, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     report: dict[str, Any] = json.loads(figures.read_text())
     return report
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_nobody_notices_anything(tmp_path: Path) -> None:
     report = run(tmp_path / "figures" / "chaos.json", "--faults", "16", "--seed", "7")["chaos"]
     assert report["faults"] == 16
@@ -47,7 +47,7 @@ def test_nobody_notices_anything(tmp_path: Path) -> None:
     assert report["records"]["session-restored"] > 2
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_nothing_grows(tmp_path: Path) -> None:
     report = run(tmp_path / "chaos.json", "--reconnects", "20", "--seed", "7")["reconnects"]
     assert report["count"] == 20
@@ -56,14 +56,14 @@ def test_nothing_grows(tmp_path: Path) -> None:
         assert all(figure > 0 for figures in report[when].values() for figure in figures.values())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_availability_is_counted(tmp_path: Path) -> None:
     report = run(tmp_path / "chaos.json", "--schedule", "11s", "--seed", "7")["availability"]
     assert report["faults"] == 2
     assert report["share"] >= 0.999
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_same_cut_under_sshfs(tmp_path: Path) -> None:
     need("sshfs", "fusermount3", "/usr/lib/openssh/sftp-server")
     report = run(tmp_path / "chaos.json", "--beside-sshfs", "2")["cut"]

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from harness.log import DEADLINE
 from harness.proxy import Proxy
 from harness.waiting import until
 
-PATIENCE = 5.0
+PATIENCE = DEADLINE
 
 
 class Pair:

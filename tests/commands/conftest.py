@@ -1,6 +1,7 @@
 """What the tests of the commands share: a configuration to read, and somebody at the control socket."""
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fuse_gated import control
+from fuse_gated import control, supervision
 from fuse_gated.errors import GateError
 
 POLICY = """\
@@ -61,7 +62,13 @@ class ControlSocket:
                 connection, _ = self._listener.accept()
                 with connection:
                     request = control.decode_request(connection.recv(control.MAX_REQUEST))
-                    for packet in control.encode_answer(self._answer(request)):
+                    answer = self._answer(request)
+                    if isinstance(answer.result, control.Seen):
+                        descriptor = supervision.enclose(answer.result)
+                        socket.send_fds(connection, control.encode_answer(control.Answer(result={})), [descriptor])
+                        os.close(descriptor)
+                        continue
+                    for packet in control.encode_answer(answer):
                         connection.sendall(packet)
 
     def _answer(self, request: control.Request) -> control.Answer:

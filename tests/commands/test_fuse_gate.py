@@ -22,9 +22,12 @@ from harness.scripted_server import MOUNT, Script, ScriptedServer, asks, welcome
 from fuse_gated import __version__
 from fuse_gated.commands import fuse_gate
 from fuse_gated.commands.fuse_gate import main
+from fuse_gated.edge.destination import Destination, parse_server
+from fuse_gated.edge.files import Export
 from fuse_gated.edge.loop import Loop
 from fuse_gated.paths import is_mount_name
 from fuse_gated.persistence import Persistence
+from fuse_gated.wire import codec
 from fuse_gated.wire import messages as wire
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -408,6 +411,51 @@ def test_what_a_server_may_do(played: Played, directory: Path, token: str, optio
     assert made is None or (directory / "made").stat().st_mode == made
 
 
+@pytest.mark.parametrize("option", ["--no-watch", None])
+def test_changes_are_watched_unless_they_are_not_to_be(
+    played: Played, directory: Path, token: str, option: str | None
+) -> None:
+    said = threading.Event()
+    replies: list[Any] = []
+
+    def script() -> Any:
+        replies.append((yield ()))
+        replies.append((yield [welcome(), *asks(wire.Gather((b"",), 0, 10, 1000, True))]))
+        said.set()
+
+    played.server.script = script
+    process = played.start(directory, token, *([option] if option else []))
+    assert said.wait(60)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    hello, reply = replies
+    assert (wire.WATCHES in hello.offer.capabilities) is (option is None)
+    [found] = codec.decode_result("gather", reply.result)
+    assert found.watched is (option is None)
+
+
+def test_that_not_all_can_be_watched_is_said_once(
+    directory: Path, token: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = Export(directory)
+    destination = Destination(uri=parse_server("ws://localhost:1"), token="t", name="n")
+    session = fuse_gate._Session(export, destination, Persistence(), as_json=True)
+    assert export.watches is not None
+    export.watches.most = 0
+    for _ in range(2):
+        assert export.watches.watch(b"") is None
+    session._loop.turn()
+    out, err = capsys.readouterr()
+    assert json.loads(out)["event"] == "watches-exhausted"
+    assert err == (
+        "fuse-gate: warning: 0 directories are watched for changes, as many as may: the others are slower "
+        "(raise it with: sysctl fs.inotify.max_user_watches)\n"
+    )
+    session._client.answering.stop()
+    export.close()
+    session._loop.close()
+
+
 def test_as_many_files_as_the_machine_allows(played: Played, directory: Path, token: str) -> None:
     played.server.script = mounting
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -424,7 +472,8 @@ def test_as_many_files_as_the_machine_allows(played: Played, directory: Path, to
 
 
 def test_warnings(played: Played, token: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse_gate, "Export", lambda *_, **__: type("Root", (), {"root": b"/"}))
+    root = {"root": b"/", "watches": None, "unwatched": "no room"}
+    monkeypatch.setattr(fuse_gate, "Export", lambda *_, **__: type("Root", (), root))
     monkeypatch.setattr(fuse_gate._Session, "run", lambda _: None)
     monkeypatch.setattr(fuse_gate, "ignores_case", lambda _: True)
     umask = os.umask(0o022)
@@ -436,6 +485,7 @@ def test_warnings(played: Played, token: str, capsys: pytest.CaptureFixture[str]
     assert "clear text" in err
     assert "whole of this machine" in err
     assert "another spelling" in err
+    assert "changes cannot be watched, so the server asks more often: no room" in err
 
 
 def test_a_terminal_shows_one_live_line(played: Played, directory: Path, token: str) -> None:

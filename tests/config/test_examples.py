@@ -52,6 +52,7 @@ def test_the_policy_in_the_example() -> None:
     assert tenant.exports == Exports()
     assert tenant.outage == Outage()
     assert tenant.limits.on_excess == Limits().on_excess
+    assert tenant.limits.scope == Limits().scope
     shown = uncommented("policy.yaml").decode()
     assert all(re.search(rf"^ +{name}:", shown, re.MULTILINE) for name in set(tenant.__struct_fields__) - {"name", "place"})
     assert warnings([tenant], datetime.date(2026, 1, 1)) == ()

@@ -5,7 +5,7 @@ import pytest
 from fuse_gated.config.policy_file import parse_policy
 from fuse_gated.errors import ConfigurationError
 from fuse_gated.gate.policy import validate_pattern
-from fuse_gated.gate.tenant import Exports, Limits, Outage, Tenant, Token
+from fuse_gated.gate.tenant import Cache, Exports, Limits, Outage, Tenant, Token
 from fuse_gated.gate.verdict import EXECUTE, READ, WRITE, Rule
 
 A = "a" * 64
@@ -29,9 +29,11 @@ tenants:
       operations: {{read: 2000/s, write: 500/s, "*": 5000/s}}
       bytes: {{read: 200MiB/s, write: 50MiB/s}}
       on_excess: delay
+      scope: tenant
       open_files: 1024
       file_size: 4GiB
     outage: {{mode: wait, grace: 60s}}
+    cache: {{mode: ttl, ttl: 5s, size: 64MiB}}
     audit: writes
 """
 
@@ -68,10 +70,12 @@ def test_the_policy_of_the_design() -> None:
                 operations={"read": 2000.0, "write": 500.0, "*": 5000.0},
                 bytes={"read": 200.0 * 2**20, "write": 50.0 * 2**20},
                 on_excess="delay",
+                scope="tenant",
                 open_files=1024,
                 file_size=4 * 2**30,
             ),
             outage=Outage("wait", 60.0),
+            cache=Cache("ttl", 5.0, 64 * 2**20),
             audit="writes",
             place="policy.yaml:2",
         ),
@@ -186,6 +190,14 @@ tenants:
             [
                 "3:20: 'hope' is not one of wait, fail, cached",
                 "3:33: '-1s' is not a duration (such as 500ms, 10s, 2m or 1h; a plain number is seconds)",
+            ],
+        ),
+        (
+            "cache: {mode: none, ttl: 0, size: 1KiB}",
+            [
+                "3:19: 'none' is not one of watched, ttl, strict",
+                "3:30: 0 is not within 0.001 and 86400",
+                "3:39: 1024 is not within 1048576 and 68719476736",
             ],
         ),
         ("tokens: [{note: ci}]", ["3:14: a token lacks 'sha256'"]),

@@ -18,6 +18,7 @@ audit: {to: file, file: /var/log/audit.jsonl}
 drivers: [libfuse]
 without: [resend]
 request_deadline: 1m
+slow_operation: 250ms
 max_in_flight: 64
 max_bytes_in_flight: 16MiB
 max_sessions: 5
@@ -50,6 +51,7 @@ def test_every_key_can_be_set() -> None:
         drivers=("libfuse",),
         without=("resend",),
         request_deadline=60.0,
+        slow_operation=0.25,
         max_in_flight=64,
         max_bytes_in_flight=16 * 2**20,
         max_sessions=5,

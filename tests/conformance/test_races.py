@@ -1,5 +1,6 @@
 """What is atomic stays so while several processes are at it."""
 
+import errno
 import os
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -7,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import outcome
+from harness import Place, outcome
 from harness.files import create, make, opened
 
 FORK = get_context("fork")
 PROCESSES = 4
+MOST_STALE = 0.01
+"""Of the opens and looks while a name is replaced as often as one process can."""
 
 
 def at_once(function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -71,12 +74,17 @@ def test_only_one_moves_a_name(area: Path) -> None:
 
 
 @pytest.mark.beyond_libfuse("atomic replacement")
-def test_a_file_replaced_by_rename_is_never_missing(area: Path) -> None:
-    """One process saves by rename, the others open and read: always whole, never ENOENT or ESTALE."""
+def test_a_file_replaced_by_rename_is_never_missing(area: Path, place: Place) -> None:
+    """One process saves by rename, the others open and read: always whole, never ENOENT.
+
+    Between its lookup and its open a name may come to mean another file; then the mount says ESTALE, and the kernel looks the
+    name up once more (do_filp_open, vfs_statx). Where that happens twice in one call, the program hears of it
+    (docs/fuse/troubleshooting.md): that must stay rare.
+    """
     make("file", area / "document").write_bytes(b"0" * 5000)
 
-    def race(who: int) -> set[str]:
-        seen = set()
+    def race(who: int) -> list[str]:
+        seen = []
         for number in range(1, 300):
             if who == 0:
                 new = area / "new"
@@ -87,34 +95,40 @@ def test_a_file_replaced_by_rename_is_never_missing(area: Path) -> None:
                     content = (area / "document").read_bytes()
                     os.stat(area / "document")
                 except OSError as error:
-                    seen.add(repr(error))
+                    seen.append(errno.errorcode[error.errno or 0])
                 else:
-                    seen.add("whole" if len(content) == 5000 and len(set(content)) == 1 else f"torn: {len(content)}")
+                    seen.append("whole" if len(content) == 5000 and len(set(content)) == 1 else f"torn: {len(content)}")
         return seen
 
-    assert at_once(race)[1:] == [{"whole"}] * (PROCESSES - 1)
+    _check(place, [one for reader in at_once(race)[1:] for one in reader], {"whole"})
+
+
+def _check(place: Place, seen: list[str], right: set[str]) -> None:
+    assert set(seen) <= (right if place.local else {*right, "ESTALE"})
+    assert seen.count("ESTALE") <= MOST_STALE * len(seen)
 
 
 @pytest.mark.beyond_libfuse("atomic replacement")
-def test_a_link_replaced_by_rename_is_never_missing(area: Path) -> None:
+def test_a_link_replaced_by_rename_is_never_missing(area: Path, place: Place) -> None:
+    """As with a file."""
     (area / "one").write_text("one")
     (area / "two").write_text("two")
     os.symlink("one", area / "link")
 
-    def race(who: int) -> set[str]:
-        seen = set()
+    def race(who: int) -> list[str]:
+        seen = []
         for number in range(300):
             if who == 0:
                 os.symlink(("one", "two")[number % 2], area / "new")
                 os.rename(area / "new", area / "link")
             else:
                 try:
-                    seen.add((area / "link").read_text())
+                    seen.append((area / "link").read_text())
                 except OSError as error:
-                    seen.add(repr(error))
+                    seen.append(errno.errorcode[error.errno or 0])
         return seen
 
-    assert set().union(*at_once(race)) <= {"one", "two"}
+    _check(place, [one for reader in at_once(race)[1:] for one in reader], {"one", "two"})
 
 
 def test_o_append_of_several_processes_tears_nothing(area: Path) -> None:
@@ -134,11 +148,11 @@ def test_o_append_of_several_processes_tears_nothing(area: Path) -> None:
     assert len(lines) == 200 * PROCESSES
 
 
-def test_one_tree_made_and_removed_by_all(area: Path) -> None:
+def test_one_tree_made_and_removed_by_all(area: Path, place: Place) -> None:
     """mkdir -p and rm -r against each other: calls fail, but only as they may, and nothing odd stays."""
 
-    def race(_: int) -> set[str]:
-        seen = set()
+    def race(_: int) -> list[str]:
+        seen = []
         for number in range(100):
             below = area / "tree" / str(number % 3)
             for call in (
@@ -151,9 +165,9 @@ def test_one_tree_made_and_removed_by_all(area: Path) -> None:
                 lambda below=below: os.rmdir(below),
                 lambda: os.rmdir(area / "tree"),
             ):
-                seen.add(outcome(call))
+                seen.append(outcome(call))
         return seen
 
-    assert set().union(*at_once(race)) <= {"ok", "EEXIST", "ENOENT", "ENOTEMPTY"}
+    _check(place, [one for each in at_once(race) for one in each], {"ok", "EEXIST", "ENOENT", "ENOTEMPTY"})
     leftover = [path for path, _, files in os.walk(area) if files]
     assert all(os.path.basename(path) in "012" for path in leftover)

@@ -9,7 +9,7 @@ import pytest
 from harness import ALICE
 from harness.clock import changed
 from harness.files import make, mode_of, opened
-from harness.syscalls import fallocate, utimensat
+from harness.syscalls import fallocate
 
 OLD = 1_000_000_000 * 10**9
 
@@ -54,19 +54,6 @@ def test_an_open_descriptor_sees_the_same_times_as_the_name(area: Path) -> None:
                 two.st_size,
                 two.st_nlink,
             )
-
-
-def test_read_moves_atime_where_it_is_kept(area: Path) -> None:
-    """With relatime a read moves an atime that is not younger than mtime (mount(8))."""
-    path = area / "thing"
-    path.write_bytes(b"content")
-    utimensat(path, OLD, OLD + 10)
-    with opened(path, os.O_RDONLY) as descriptor:
-        os.read(descriptor, 10)
-    if os.statvfs(area).f_flag & os.ST_NOATIME:
-        pytest.skip("mounted with noatime")
-    assert path.stat().st_atime_ns > OLD + 10
-    assert path.stat().st_mtime_ns == OLD + 10
 
 
 def test_listing_moves_no_mtime_or_ctime(area: Path, probe: Path) -> None:

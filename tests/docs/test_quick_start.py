@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from harness import need, need_that
 from harness.leftovers import MARK, clear_away
+from harness.ports import port_of, reserve
 
 TOP = Path(__file__).parents[2]
 PORT = "7433"
@@ -27,12 +27,6 @@ def programs(directory: Path) -> Path:
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fuse_gated.commands.{name.replace("-", "_")} "$@"\n')
         program.chmod(0o755)
     return directory
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -51,8 +45,9 @@ def test_the_commands_do_what_is_said(quick_start: Any, open_path: Path) -> None
     assert script.count(PORT) == 2
     path = f"{programs(open_path / 'bin')}:{os.environ['PATH']}"
     mark = os.urandom(8).hex()
+    place = reserve()
     process = subprocess.Popen(
-        ["sh", "-c", script.replace(PORT, str(free_port()))],
+        ["sh", "-c", script.replace(PORT, str(port_of(place)))],
         env={**os.environ, "TMPDIR": str(open_path), "PATH": path, "PYTHONPATH": str(TOP), MARK: mark},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -68,6 +63,7 @@ def test_the_commands_do_what_is_said(quick_start: Any, open_path: Path) -> None
         pytest.fail(f"it did not end:\n{said}")
     finally:
         left = clear_away(mark, open_path)
+        place.close()
     logs = "".join(log.read_text() for log in open_path.glob("*/*.log"))
     assert process.returncode == 0, f"{said}\n{logs}"
     assert not left

@@ -14,6 +14,7 @@ import pytest
 from harness import Server, Stage, need, need_that
 from harness.certificates import Authority
 from harness.log import DEADLINE
+from harness.ports import port_of, reserve
 from harness.waiting import told, until, wait_for_record
 
 from fuse_gated import control
@@ -116,9 +117,8 @@ def proxy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         # Not `need`: it is large, and its page calls it an example.
         pytest.skip("this machine lacks caddy")
     need_that(shutil.which(name), f"this machine lacks {name}")
-    with Stage("kernel") as stage, socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    with Stage("kernel") as stage, reserve() as place:
+        port = port_of(place)
         directory = stage.directory / "proxy"
         directory.mkdir()
         authority = Authority(directory)
@@ -128,7 +128,6 @@ def proxy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
             settings["tls"] = {"certificate": str(pair.certificate), "key": str(pair.key)}
         server = stage.server(settings=settings)
         command = request.param(directory, pair.certificate, pair.key, port, server.port)
-        taken.close()
         log = directory / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=directory)

@@ -16,6 +16,7 @@ from harness import Server, Stage, need, need_that
 from harness.certificates import Authority
 from harness.leftovers import clear_away, processes_marked
 from harness.log import DEADLINE
+from harness.ports import port_of, reserve
 from harness.server import ALLOW_ALL
 from harness.stage import Export
 from harness.waiting import until
@@ -29,20 +30,14 @@ POLICY = {"tenants": {"acme": {"users": ["root"], "rules": ALLOW_ALL, "exports":
 BELIEVED = {"proxies": {"addresses": ["127.0.0.1"], "header": "proxy-protocol"}}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Farm:
     """The servers, the balancer before them, and a client for each export."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.servers = [stage.server(POLICY, BELIEVED) for _ in range(3)]
-        self.port = free_port()
+        self._place = reserve()
+        self.port = port_of(self._place)
         authority = Authority(stage.directory)
         pair = authority.issue("proxy")
         both = stage.directory / "both.pem"
@@ -103,6 +98,7 @@ class Farm:
             client.stop()
         self.balancer.terminate()
         self.balancer.wait(DEADLINE)
+        self._place.close()
 
 
 @pytest.fixture

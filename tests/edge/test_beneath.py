@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from harness import outcome
+from harness.leftovers import descriptors
 
 from fuse_gated.edge import syscalls
 from fuse_gated.edge.beneath import PATH_LIMIT, Beneath
@@ -43,6 +44,7 @@ def test_unsafe_names_are_not_looked_up(beneath: Beneath, root: Path, path: byte
     (root / "a").mkdir()
     assert outcome(beneath.parent, path) == "EINVAL"
     assert outcome(beneath.node, path) == "EINVAL"
+    assert outcome(beneath.status, path) == "EINVAL"
 
 
 def test_the_root_has_no_parent(beneath: Beneath) -> None:
@@ -54,6 +56,7 @@ def test_names_and_paths_may_be_too_long(beneath: Beneath, root: Path) -> None:
     (root / os.fsdecode(longest)).touch()
     assert inode(beneath, longest)
     assert outcome(beneath.node, longest + b"n") == "ENAMETOOLONG"
+    assert outcome(beneath.status, b"n/" + longest + b"n") == "ENAMETOOLONG"
     assert outcome(beneath.node, b"/".join([b"n"] * PATH_LIMIT)) == "ENAMETOOLONG"
 
 
@@ -75,6 +78,30 @@ def test_a_link_at_the_end_is_the_link_itself(beneath: Beneath, root: Path) -> N
         assert outcome(os.open, syscalls.proc_path(fd), os.O_RDONLY) == "ELOOP"
 
 
+@pytest.mark.parametrize("path", [b"", b"a", b"a/file", b"a/.hidden", b"...", b"link", b"a/" + b"n" * 255])
+def test_the_status_of_what_a_path_names(beneath: Beneath, root: Path, path: bytes) -> None:
+    (root / "a").mkdir()
+    (root / "link").symlink_to("a/file")
+    for name in ("a/file", "a/.hidden", "...", "a/" + "n" * 255):
+        (root / name).touch()
+    before = descriptors()
+    found, there = beneath.status(path), os.lstat(os.path.join(os.fsencode(root), path))
+    assert (found.st_ino, found.st_mode) == (there.st_ino, there.st_mode)
+    assert descriptors() == before
+
+
+def test_no_status_of_what_is_missing_or_behind_a_link(beneath: Beneath, root: Path) -> None:
+    (root / "real").mkdir()
+    (root / "real" / "file").touch()
+    (root / "link").symlink_to("real")
+    before = descriptors()
+    assert outcome(beneath.status, b"missing") == "ENOENT"
+    assert outcome(beneath.status, b"real/file/x") == "ENOTDIR"
+    assert outcome(beneath.status, b"link/file") == "ENOTDIR"
+    assert outcome(beneath.status, b"/".join([b"d" * 200] * 25)) == "ENOENT"
+    assert descriptors() == before
+
+
 def test_what_is_missing_and_what_is_a_file(beneath: Beneath, root: Path) -> None:
     (root / "file").touch()
     assert outcome(beneath.node, b"missing") == "ENOENT"
@@ -94,11 +121,11 @@ def test_paths_longer_than_the_kernel_takes(beneath: Beneath, root: Path) -> Non
     assert len(path) > 2 * 4096
     assert inode(beneath, path) == os.fstat(directory).st_ino
     os.close(directory)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     assert outcome(beneath.node, path + b"/missing/file") == "ENOENT"
     assert outcome(beneath.node, path[:5000] + b"!/" + path) == "ENOENT"
     assert outcome(beneath.node, b"missing/" + path) == "ENOENT"
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_a_chunk_may_end_at_any_byte(beneath: Beneath, root: Path) -> None:
@@ -112,12 +139,12 @@ def test_a_chunk_may_end_at_any_byte(beneath: Beneath, root: Path) -> None:
 def test_no_descriptor_is_left(beneath: Beneath, root: Path) -> None:
     (root / "a" / "b").mkdir(parents=True)
     (root / "a" / "file").touch()
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     for path in (b"", b"a", b"a/b", b"a/b/missing", b"a/file/x", b"a/file/x/y", b"x/y/z"):
         outcome(inode, beneath, path)
         if path:
             outcome(lambda path=path: beneath.parent(path).__exit__(None, None, None))
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
 
 
 def test_a_kernel_without_openat2_is_noticed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from harness import ALICE, need, outcome
+from harness.leftovers import descriptors
 
 from fuse_gated.edge.files import ELSEWHERE, LATER, Export
 from fuse_gated.wire import messages as wire
@@ -370,9 +371,9 @@ def test_a_file_that_cannot_be_disarmed_is_not_opened(export: Export, file: Path
         raise PermissionError(errno.EPERM, "immutable")
 
     monkeypatch.setattr(os, "fchmod", refused)
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     assert answer(export, wire.Open(b"file", WRITE)) == "EPERM"
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
 
 
 def test_the_kernel_decides_who_may_open(public_root: Path) -> None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from harness.leftovers import descriptors
 
 from fuse_gated.config.settings import Settings
 from fuse_gated.edge.etc import identity, read_policy, read_settings, unread_files
@@ -187,11 +188,11 @@ def test_a_file_that_is_too_large_is_not_read_whole(etc: Path) -> None:
 def test_no_descriptor_is_left_open(etc: Path) -> None:
     put(etc, "policy.yaml", "tenants: {a: {}}", 0o666)
     put(etc, "policy.d/b.yaml", "tenants: {b: {}}")
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     policy_faults(etc)
     unread_files(etc)
     read_settings(etc)
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
 
 
 def test_users_and_groups_are_looked_up() -> None:

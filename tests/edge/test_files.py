@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from harness import need, outcome
+from harness.leftovers import descriptors
 from harness.syscalls import exchange
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -320,6 +321,7 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     int | None: st.none() | numbers,
     wire.Owner | None: st.none() | st.builds(wire.Owner, numbers, numbers),
     memoryview: st.binary(max_size=100).map(memoryview),
+    tuple[bytes, ...]: st.lists(paths, max_size=4).map(tuple),
 }
 
 
@@ -338,12 +340,12 @@ def test_whatever_is_asked_ends_in_a_result_or_an_errno(
     if not os.path.lexists(root / "link"):
         (root / "link").symlink_to(outside)
     export = Export(root, max_handles=16)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    opened = len(os.listdir("/proc/self/fd"))
     try:
         for number, arguments in enumerate(asked):
             with contextlib.suppress(OSError):
                 (export.perform if number % 2 else export.attempt)(arguments)
-        assert len(os.listdir("/proc/self/fd")) <= descriptors + 32
+        assert len(os.listdir("/proc/self/fd")) <= opened + 32
     finally:
         export.close()
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -372,7 +374,8 @@ def test_the_root_is_told_without_links(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root)
     export = Export(os.fsencode(tmp_path / "link"))
     assert export.root == os.fsencode(root.resolve())
-    assert export.capabilities == (("chown",) if os.geteuid() == 0 else ())
+    watches = ("watches",) if export.watches is not None else ()
+    assert export.capabilities == (("chown", *watches) if os.geteuid() == 0 else watches)
     export.close()
 
 
@@ -391,11 +394,11 @@ def test_what_python_refuses_is_an_errno(
 
 def test_closing_gives_every_descriptor_back(root: Path) -> None:
     (root / "file").touch()
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     export = Export(root)
     handle = export.perform(wire.Open(b"file", READ | WRITE)).handle
     export.perform(wire.Opendir(b""))
     export.perform(wire.Setlk(handle, 1, 0, 0, 1))
     assert stat.S_ISREG(export.perform(wire.Getattr(handle)).mode)
     export.close()
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before

@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 from harness import outcome
 
 from fuse_gated.edge import filesystems
-from fuse_gated.edge.filesystems import Filesystems
+from fuse_gated.edge.filesystems import Filesystems, MountPoints
 
 
 def test_this_machines_memory_is_local_and_proc_is_not_known() -> None:
@@ -35,6 +36,58 @@ def test_each_device_is_asked_about_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_errors_are_told() -> None:
     assert outcome(Filesystems().is_local, 9999, 1) == "EBADF"
+
+
+# Where something is mounted.
+
+
+def mounted(monkeypatch: pytest.MonkeyPatch, *paths: bytes) -> None:
+    points: dict[bytes, set[bytes]] = {}
+    for path in paths:
+        directory, _, name = path.rpartition(b"/")
+        points.setdefault(directory or b"/", set()).add(name)
+    monkeypatch.setattr(filesystems, "_mount_points", lambda _: points)
+
+
+def test_mount_points_beneath_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = os.fsencode(tmp_path.resolve())
+    root = os.open(tmp_path, os.O_PATH)
+    points = MountPoints(root)
+    assert not points.have_changed()
+    mounted(monkeypatch, here + b"/a", here + b"x/a", here)
+    assert points.have_changed()
+    mounted(monkeypatch, here + b"/a", b"/elsewhere")
+    assert not points.have_changed()
+    mounted(monkeypatch, here + b"/a/b", here + b"/a")
+    assert points.have_changed()
+    mounted(monkeypatch)
+    assert points.have_changed()
+    points.close()
+    os.close(root)
+
+
+def test_mount_points_beneath_the_root_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = os.open("/", os.O_PATH)
+    points = MountPoints(root)
+    mounted(monkeypatch, b"/a")
+    assert points.have_changed()
+    mounted(monkeypatch, b"/a", b"/b/c")
+    assert points.have_changed()
+    points.close()
+    os.close(root)
+
+
+def test_beneath_a_path_that_cannot_be_said_any_change_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> bytes:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+
+    root = os.open(tmp_path, os.O_PATH)
+    monkeypatch.setattr(os, "readlink", refused)
+    points = MountPoints(root)
+    mounted(monkeypatch, b"/elsewhere")
+    assert points.have_changed()
+    points.close()
+    os.close(root)
 
 
 # Case.

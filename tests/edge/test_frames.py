@@ -245,3 +245,38 @@ def test_no_mask_is_used_twice():
     outgoing = Outgoing(ClientProtocol(parse_uri("ws://localhost/")))
     masks = {outgoing.frame(b"")[0][2:] for _ in range(3 * frames._MASKS)}
     assert len(masks) > 3 * frames._MASKS - 3
+
+
+def test_a_ping_goes_and_its_answer_comes_past_the_protocol():
+    receiver = open_server()
+    ping = Outgoing(receiver.protocol).ping()
+    client = ClientProtocol(parse_uri("ws://localhost/"), state=State.OPEN)
+    client.receive_data(ping)
+    [event] = client.events_received()
+    assert (event.opcode, event.data) == (Opcode.PING, b"")
+    pong = b"".join(client.data_to_send())
+    before = Frame(Opcode.BINARY, b"before").serialize(mask=True)
+    after = Frame(Opcode.BINARY, b"after").serialize(mask=True)
+    for sizes in (None, (1,), (len(before) + 1, 100), (len(before) + 3, 100)):
+        receiver.feed(before + pong + after, sizes)
+        heard = [(how, what) for how, what in receiver.heard if (how, what) != ("pong", b"")]
+        assert heard == [("short", b"before"), ("short", b"after")]
+        receiver.heard.clear()
+    receiver.feed(before + pong + after)
+    assert ("pong", b"") not in receiver.heard, "it is all in one piece, and nobody is bothered"
+
+
+def test_a_pong_that_says_something_is_for_the_protocol():
+    receiver = open_server()
+    receiver.feed(Frame(Opcode.PONG, b"word").serialize(mask=True))
+    assert receiver.heard == [("pong", b"word")]
+
+
+def test_a_clients_ping_is_masked():
+    protocol = open_server().protocol
+    client = ClientProtocol(parse_uri("ws://localhost/"), state=State.OPEN)
+    ping = Outgoing(client).ping()
+    assert len(ping) == 6
+    protocol.receive_data(ping)
+    [event] = protocol.events_received()
+    assert (event.opcode, event.data) == (Opcode.PING, b"")

@@ -3,6 +3,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from harness.leftovers import descriptors
 
 from fuse_gated.edge import fuse_probe
 from fuse_gated.edge.fuse_probe import Offer, decode_init, probe
@@ -17,14 +18,14 @@ needs_fuse = pytest.mark.skipif(
 def test_the_kernel_tells_what_it_offers_and_nobody_sees_the_mount() -> None:
     children = Path("/proc/thread-self/children")
     before = children.read_text()
-    descriptors = os.listdir("/proc/self/fd")
+    opened = descriptors()
     offer = probe()
     assert (offer.major, offer.minor) >= (7, 31)
     assert offer.flags & 1  # FUSE_ASYNC_READ, which every such kernel has
     release = tuple(int(number) for number in os.uname().release.split(".")[:2])
     assert offer.resends == (release >= (6, 9))
     assert " probe " not in Path("/proc/self/mountinfo").read_text()
-    assert os.listdir("/proc/self/fd") == descriptors
+    assert descriptors() == opened
     assert children.read_text() == before
 
 

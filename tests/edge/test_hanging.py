@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 from harness import Stage, need
 from harness.hostile import SILENCE, Child, HostileClient, honest
-from harness.leftovers import unmount
+from harness.leftovers import descriptors, unmount
 from harness.mounting import MS_BIND, NOTHING, hanging, mount, tmpfs
 
 from fuse_gated.edge.beneath import Beneath, BeyondMount
@@ -141,18 +141,20 @@ def test_without_openat2_only_the_root_is_certain(root: Path) -> None:
 def test_long_paths_are_left_to_those_who_may_wait(root: Path) -> None:
     deep = b"/".join([b"n" * 200] * 25)
     with contextlib.closing(Beneath(os.fsencode(root))) as beneath, beneath.within_mount:
-        for look in (beneath.node, beneath.parent):
+        for look in (beneath.node, beneath.status, beneath.parent):
             with pytest.raises(BeyondMount):
                 look(deep)
 
 
 def test_a_refused_try_keeps_no_descriptor(root: Path, hung: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     with contextlib.closing(Beneath(os.fsencode(root))) as beneath, beneath.within_mount:
-        for look, path in ((beneath.parent, b"d/hung"), (beneath.parent, b"d/hung/x"), (beneath.node, b"d/hung")):
+        parent, node, status = beneath.parent, beneath.node, beneath.status
+        looks = ((parent, b"d/hung"), (parent, b"d/hung/x"), (node, b"d/hung"), (status, b"d/hung"))
+        for look, path in looks:
             with pytest.raises(BeyondMount):
                 look(path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 # What is open there.

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from harness import need, need_that
 from harness.journald import Journald, running_journald
+from harness.leftovers import descriptors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,10 +91,10 @@ class TestNativeProtocol:
     def test_the_memfd_is_sealed_and_closed(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         with contextlib.closing(JournalSocket(ours.detach())) as journal, theirs:
-            before = os.listdir("/proc/self/fd")
+            before = descriptors()
             fields = unlink(Chain("acme", "s1", "src"), b"x" * 2**20)
             assert journal.write(fields)
-            assert os.listdir("/proc/self/fd") == before
+            assert descriptors() == before
             data, (ancillary,), _, _ = theirs.recvmsg(10, socket.CMSG_SPACE(4))
             descriptor = array.array("i", ancillary[2])[0]
             try:

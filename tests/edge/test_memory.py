@@ -5,11 +5,13 @@ import mmap
 import os
 import stat
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from harness.leftovers import descriptors
 
 from fuse_gated.edge.keeping import STATE_SIZE
-from fuse_gated.edge.memory import make_state, read_memory, write_memory
+from fuse_gated.edge.memory import make_buffer, make_state, read_memory, write_memory
 
 SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -75,7 +77,20 @@ def test_what_fails_leaves_no_descriptor(make: Callable[[], int], monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(fcntl, "fcntl", refuse)
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with pytest.raises(OSError, match="No space"):
         make()
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
+
+
+def test_a_buffer_takes_no_memory_before_it_is_written() -> None:
+    def taken() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = taken()
+    buffer = make_buffer(64 * 2**20)
+    assert taken() - before < 16 * 2**20
+    view = memoryview(buffer)
+    assert (len(view), view.readonly, bytes(view[:4])) == (64 * 2**20, False, bytes(4))
+    buffer[:4] = b"abcd"
+    assert bytes(view[:5]) == b"abcd\0"

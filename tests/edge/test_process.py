@@ -26,7 +26,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from harness import need
+from harness import need, need_that
 
 from fuse_gated.edge import mounts, process, seccomp
 from fuse_gated.edge.channel import Channel
@@ -748,3 +748,66 @@ def test_a_stderr_that_is_gone_is_no_reason_to_stop(capfd: pytest.CaptureFixture
         process.tell("fuse-gated", "nobody hears this")
         assert broken.closed is False
         os.dup2(1, writer)
+
+
+def _turn() -> int:
+    """Nanoseconds for which this thread may run at a time (sched_getattr(2))."""
+    found = (ctypes.c_uint64 * 6)()
+    number = {"x86_64": 315, "aarch64": 275}[os.uname().machine]
+    assert ctypes.CDLL(None).syscall(number, 0, ctypes.byref(found), ctypes.sizeof(found), 0) == 0
+    return found[3]
+
+
+def test_turns_are_short_and_nothing_else_is_changed() -> None:
+    need_that(os.uname().machine in ("x86_64", "aarch64"), "this architecture's system calls have other numbers")
+
+    def child() -> int:
+        os.nice(3)
+        took = process.take_short_turns(0.0004)
+        same = os.sched_getscheduler(0) == os.SCHED_OTHER and os.getpriority(os.PRIO_PROCESS, 0) == nice + 3
+        return 0 if took and same and _turn() in (400_000, 0) else 5
+
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    assert process.spawn(child).wait() == 0
+
+
+def test_who_is_scheduled_otherwise_keeps_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getscheduler", lambda _pid: os.SCHED_BATCH)
+    assert not process.take_short_turns(0.0004)
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "", "6.12", "", "m68k")))
+    assert not process.take_short_turns(0.0004)
+
+
+def test_a_signal_for_the_child_is_ignored_from_its_first_moment_on() -> None:
+    """Also one that its parent does not handle."""
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+    reader, writer = os.pipe()
+
+    def child() -> int:
+        os.write(writer, b"!")
+        signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        signal.raise_signal(signal.SIGUSR2)
+        return 7
+
+    started = process.spawn(child, ignored=(signal.SIGUSR2,))
+    started.send_signal(signal.SIGUSR2)
+    assert os.read(reader, 1) == b"!"
+    assert started.wait() == 7
+    os.close(reader)
+    os.close(writer)
+
+
+def test_where_close_range_is_missing_it_is_looked_at_what_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def child() -> int:
+        monkeypatch.setattr(process, "_LIBC", object())
+        kept, lost = os.open("/dev/null", os.O_RDONLY), os.open("/dev/null", os.O_RDONLY)
+        process.close_all_but({kept})
+        os.fstat(kept)
+        try:
+            os.fstat(lost)
+        except OSError:
+            return 0
+        return 5
+
+    assert process.spawn(child).wait() == 0

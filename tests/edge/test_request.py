@@ -12,6 +12,8 @@ from fuse_gated.wire import messages as wire
         (wire.Read(1, 0, 4096), 4096),
         (wire.Read(1, 0, -1), 0),
         (wire.Write(1, 0, memoryview(b"12345")), 5),
+        (wire.Gather((b"", b"d"), 4096, 100, 65536, True), 65536),
+        (wire.Gather((), 0, 0, -1, True), 0),
         (wire.Getattr(b""), 0),
     ],
 )

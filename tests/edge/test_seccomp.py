@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from fuse_gated.edge import seccomp
-from fuse_gated.errors import OperatorError
+from fuse_gated.errors import KernelError, OperatorError
 
 NAMES = sorted({*seccomp.ALLOWED, *(name for name, _ in seccomp.WITH_ARGUMENTS), "tgkill"})
 
@@ -136,3 +136,44 @@ def test_without_libseccomp_itself_the_package_is_named(monkeypatch: pytest.Monk
         patched.setattr(importlib, "import_module", no_library)
         with pytest.raises(OperatorError, match="libseccomp2"):
             seccomp.library()
+
+
+@pytest.fixture
+def unprepared() -> Iterator[None]:
+    seccomp.prepare.cache_clear()
+    yield
+    seccomp.prepare.cache_clear()
+
+
+def test_what_is_prepared_differs_from_what_is_built_for_a_process_in_its_number_alone(unprepared: None) -> None:
+    with tempfile.TemporaryFile() as file:
+        seccomp.build_filter(process=4711).export_bpf(file)
+        file.seek(0)
+        assert seccomp.program_for(4711) == file.read()
+    assert seccomp.prepare() is seccomp.prepare()
+    assert seccomp.program_for(4711) != seccomp.program_for(4712)
+
+
+def test_a_prepared_filter_lets_a_process_signal_itself_and_nobody_else() -> None:
+    library = seccomp.library()
+    machine = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[os.uname().machine]
+    number = library.resolve_syscall(library.Arch.NATIVE, "tgkill")
+    program = seccomp.program_for(4711)
+    assert judge(program, machine, number, 4711, 1, 6) == ALLOW
+    for other in (4712, os.getpid(), 0, 2**64 - 1):
+        assert judge(program, machine, number, other, 1, 6) == REFUSE
+
+
+def test_a_filter_of_another_form_is_not_loaded(monkeypatch: pytest.MonkeyPatch, unprepared: None) -> None:
+    monkeypatch.setattr(seccomp, "_JUMP_IF_EQUAL", 0x16)
+    with pytest.raises(KernelError, match="another form"):
+        seccomp.prepare()
+
+
+def test_a_library_that_cannot_make_it_is_told_of(monkeypatch: pytest.MonkeyPatch, unprepared: None) -> None:
+    def fail(**_: int) -> None:
+        raise RuntimeError("Library error (errno = -22)")
+
+    monkeypatch.setattr(seccomp, "build_filter", fail)
+    with pytest.raises(KernelError, match="errno = -22"):
+        seccomp.prepare()

@@ -20,10 +20,11 @@ from fuse_gated.edge import process
 from fuse_gated.edge import state as module
 from fuse_gated.edge.keeping import STATE_SIZE
 from fuse_gated.edge.memory import make_state
-from fuse_gated.edge.state import Full, Sealed, State
+from fuse_gated.edge.state import Full, Sealed, State, look
 from fuse_gated.errors import OperatorError
 from fuse_gated.gate.audit import Chain, Record
 from fuse_gated.tree.journal import Asked, Locked, LookedUp, NodeGone, NodeRow, Numbers, Row
+from fuse_gated.turnstile.measures import SIZE
 
 SMALL = 2**18 + 2 * 2**20 + 2**18
 """Bytes: two logs of 128 KiB."""
@@ -519,3 +520,44 @@ def test_requests_are_kept_as_they_were_read(make: Make) -> None:
     with contextlib.suppress(Full):
         state.commit([Asked(10, bytes(ROOM))])
     assert list(make().rows()) == [Asked(8, b"raw" * 10_000)]
+
+
+# What is counted there.
+
+
+def test_measures_are_each_worker_s_and_anybody_s_to_look_at(memory: int, make: Make) -> None:
+    words = make().measures
+    words[0], words[5], words[4000] = 1, 7, 2**64 - 1
+    successor = make().measures
+    assert (successor[5], len(successor)) == (7, SIZE // 8)
+    seen = look(memory)
+    assert struct.unpack_from("=Q", seen.measures, 40) == (7,)
+    assert len(seen.measures) == 8 * 4001, "zeros at the end are left out"
+    brief = len(look(memory, brief=True).measures)
+    words.release()
+    successor.release()
+    assert brief == 8 * 5 + 1
+
+
+def test_they_are_in_nobodys_way(memory: int, make: Make) -> None:
+    """The longest description leaves them alone, and they leave the description alone."""
+    state = make()
+    longest = b"x" * (2**17 - SIZE - 256 - 4)
+    for _ in range(2):
+        state.about = longest
+    assert look(memory).measures == b""
+    words = state.measures
+    words[:] = memoryview(b"\xff" * SIZE).cast("Q")
+    words.release()
+    assert make().about == longest
+    for _ in range(2):
+        with pytest.raises(Full):
+            state.about = longest + b"x"
+
+
+def test_how_far_the_audit_is(memory: int, make: Make) -> None:
+    state = make()
+    for number in (1, 2, 3):
+        state.sealed(number, bytes(32), b"record")
+    state.taken(2)
+    assert (look(memory).sealed, look(memory).taken) == (3, 2)

@@ -45,6 +45,7 @@ _ASKS = (
     wire.Opendir(b""), wire.Readdir(2, 0, 100, True), wire.Mkdir(b"d/x", 0o755), wire.Rename(b"f", b"g"), wire.Unlink(b"g"),
     wire.Symlink(b"../..", b"l"), wire.Statfs(), wire.Setxattr(b"f", b"user.a", b"v"), wire.Release(1),
     wire.Getattr(b"escape/secret"), wire.Open(b"d/../../outside/secret", 1), wire.Link(b"f", b"h"),
+    wire.Gather((b"", b"d", b"f", b"escape", b"../outside"), 4096, 100, 2**20, True), wire.Unwatch((b"d", b"..")),
 )  # fmt: skip
 """What a server may ask for, and what it must not get."""
 
@@ -75,6 +76,7 @@ def seeds() -> dict[str, list[bytes]]:
         codec.encode(wire.Reply(2, None, _FILE)),
         codec.encode(wire.Reply(4, "ENOENT")),
         codec.encode(wire.Notice((b"f",))),
+        codec.encode(wire.Notice((b"f", b"d", b"d"), (_FILE, None, _FILE)), wire.Notice((), (), True)),
     ]
     asks = [codec.encode(wire.Ask(n, wire.OPERATION_OF[type(a)], a)) for n, a in enumerate(_ASKS, 1)]
     frame = b"\x82\x85\x00\x00\x00\x00hello"

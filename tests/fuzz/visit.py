@@ -18,8 +18,9 @@ from fuse_gated.edge.fuse_kernel import Notifier
 from fuse_gated.edge.fuse_requests import IN_HEADER
 from fuse_gated.edge.journal import Journal
 from fuse_gated.edge.loop import Loop
-from fuse_gated.edge.memory import make_state
+from fuse_gated.edge.memory import make_memory, make_state
 from fuse_gated.gate.audit import Fields
+from fuse_gated.gate.shares import SIZE
 from fuse_gated.gate.tenant import Identity, Outage, Tenant
 from fuse_gated.worker import Visitor, Worker
 
@@ -113,9 +114,10 @@ class _Visit:
                             supervision.LoggedIn(_TENANT, _IDENTITY) if known else supervision.LoginRefused("nobody's token")
                         )
                     case supervision.Open():
-                        state = make_state()
-                        self.daemon.send(supervision.Opened("/run/m", "kernel"), [self.fuse.fileno(), state])
+                        state, shares = make_state(), make_memory("shares", SIZE)
+                        self.daemon.send(supervision.Opened("/run/m", "kernel"), [self.fuse.fileno(), state, shares])
                         os.close(state)
+                        os.close(shares)
                         self._ask(26, 0, _INIT)
                         for number, (opcode, body) in enumerate(_KERNEL_ASKS, 1):
                             self._ask(opcode, 2 * number, body)

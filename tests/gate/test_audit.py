@@ -84,6 +84,10 @@ def test_a_full_record_has_every_field_in_the_order_of_the_hash() -> None:
         count=0,
         duration_usec=0,
         detail="d",
+        gate_usec=0,
+        held_usec=0,
+        remote_usec=0,
+        client_usec=0,
         request=99,
     )
     fields = Chain("acme", "s1", "src").seal(record)

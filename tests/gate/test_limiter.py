@@ -1,10 +1,13 @@
 import math
+from array import array
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_gated.gate.limiter import REFUSED, Bucket, Limiter
+from fuse_gated.gate.shares import SIZE, Shares
 from fuse_gated.gate.tenant import Limits
 
 
@@ -182,3 +185,109 @@ def test_a_reservation_stands_behind_the_one_before_and_at_most_so_far_away() ->
     # Those that did not fit have taken nothing.
     assert bucket.reserve(1.0, 1.0) == 0.0
     assert Bucket(math.inf, 0.0).reserve(5.0, 1.0) == 0.0
+
+
+# Limits of all of a tenant's sessions together.
+
+
+def sharing(number: int, **limits: Any) -> list[Limiter]:
+    """So many sessions of one tenant, as their processes have them."""
+    numbers = array("d", bytes(SIZE))
+    numbers[0] = number
+    page = memoryview(numbers)
+    return [Limiter(Limits(scope="tenant", **limits), 0.0, Shares(page, one)) for one in range(number)]
+
+
+def test_what_is_each_session_s_is_not_shared() -> None:
+    page = memoryview(array("d", bytes(SIZE)))
+    limiters = [Limiter(Limits(operations={"*": 1}), 0.0, Shares(page, number)) for number in range(2)]
+    assert [limiter.take(0.0, "read") for limiter in limiters] == [0.0, 0.0]
+    # A tenant's limits, where nothing is shared, are the session's.
+    alone = Limiter(Limits(operations={"*": 1}, scope="tenant"), 0.0)
+    assert [alone.take(0.0, "read") for _ in range(2)] == [0.0, pytest.approx(1.0)]
+
+
+def test_sessions_take_from_one_bucket() -> None:
+    one, other = sharing(2, operations={"*": 10})
+    assert not one.unlimited
+    assert [one.take(5.0, "read") for _ in range(12)] == pytest.approx([0.0] * 10 + [0.1, 0.2])
+    # The other one has its part of a second, half of it, and then waits as well: for its part, not behind all that one has taken.
+    assert [other.take(5.002, "read") for _ in range(7)] == pytest.approx([0.0] * 5 + [0.2, 0.4])
+    assert one.take(5.1, "read") == pytest.approx(0.3)
+    # A second's worth, and no more, however many they are.
+    assert [one.take(50.0, "read") for _ in range(11)] == [0.0] * 10 + [pytest.approx(0.1)]
+
+
+def test_who_takes_little_does_not_wait_for_who_takes_much() -> None:
+    greedy, modest = sharing(2, operations={"*": 100})
+    waits, now = [], 10.0
+    for _ in range(300):
+        now += 0.01
+        # As many as it can, and thirty more that wait.
+        while greedy.take(now, "read", longest=0.3) != REFUSED:
+            pass
+        if round(now * 100) % 4 == 0:
+            waits.append(modest.take(now, "read"))
+    # Twenty-five a second, where its part is fifty.
+    assert max(waits[25:]) == 0.0
+    # And what it took was not given twice: the greedy one waits for it.
+    assert greedy.take(now, "read") >= 0.3
+
+
+def test_what_nobody_takes_is_for_everybody() -> None:
+    alone, silent = sharing(2, operations={"read": 50}, bytes={"write": 1000})
+    silent.take(10.0, "read")
+    taken, now = 0, 10.0
+    while now < 20.0:
+        now += 0.01
+        taken += alone.take(now, "read", longest=0.0) == 0.0
+    assert taken == pytest.approx(50 * 11, abs=3)
+
+
+def test_a_session_that_comes_anew_brings_nothing() -> None:
+    numbers = array("d", bytes(SIZE))
+    numbers[0] = 2
+    limits = Limits(operations={"*": 10}, scope="tenant", on_excess="refuse")
+    first = Limiter(limits, 0.0, Shares(memoryview(numbers), 0))
+    assert [first.take(3.0, "write") for _ in range(11)] == [0.0] * 10 + [REFUSED]
+    again = Limiter(limits, 3.01, Shares(memoryview(numbers), 0))
+    assert again.take(3.01, "write") == REFUSED
+    other = Limiter(limits, 3.02, Shares(memoryview(numbers), 1))
+    assert other.take(3.02, "write") == REFUSED
+    assert other.take(4.5, "write") == 0.0
+
+
+def test_what_was_shared_is_given_back() -> None:
+    one, other = sharing(2, bytes={"*": 100})
+    assert one.take(1.0, "write", 100) == 0.0
+    assert one.take(1.0, "write", 100) == pytest.approx(1.0)
+    one.give_back("write", 100)
+    assert other.take(2.0, "write", 100) == pytest.approx(0.0)
+
+
+def test_a_policy_may_begin_to_share_and_cease_to() -> None:
+    page = memoryview(array("d", bytes(SIZE)))
+    limiter = Limiter(Limits(operations={"*": 1}), 0.0, Shares(page, 0))
+    assert [limiter.take(1.0, "read") for _ in range(2)] == [0.0, pytest.approx(1.0)]
+    limiter.change(Limits(operations={"*": 1}, scope="tenant"), 1.0)
+    assert [limiter.take(1.0, "read") for _ in range(2)] == [0.0, pytest.approx(1.0)]
+    # The same bucket at another rate, and the debt takes as long.
+    limiter.change(Limits(operations={"*": 10}, scope="tenant"), 1.0)
+    assert limiter.take(1.0, "read") == pytest.approx(1.1)
+    limiter.change(Limits(operations={"*": 1}), 1.0)
+    assert limiter.take(1.0, "read") == 0.0
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.floats(0, 0.5)), min_size=1, max_size=150), st.sampled_from([5, 50]),
+)  # fmt: skip
+def test_all_together_never_take_more_for_long(taken: list[tuple[int, float]], rate: float) -> None:
+    limiters, now, started = sharing(4, operations={"*": rate}), 10.0, []
+    for number, pause in taken:
+        now += pause
+        wait = limiters[number].take(now, "read")
+        assert wait >= 0.0
+        started.append(now + wait)
+    # A second's worth at first, each one's part of a second while they become more, and the rate.
+    parts = sum(1 / active for active in range(1, 5))
+    assert len(started) <= rate * (1 + parts + max(started) - 10.0) + 4

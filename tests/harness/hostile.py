@@ -358,10 +358,14 @@ def _tell(writer: int, function: Callable[..., Any], arguments: tuple[Any, ...])
 
 
 def memory(pid: int) -> dict[str, int]:
-    """A process's peak (VmHWM), what it has now (RSS), and its share of that (PSS), in bytes."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return {"VmHWM": _kilobytes(status, "VmHWM"), "RSS": _kilobytes(status, "VmRSS"), "PSS": _kilobytes(rollup, "Pss")}
+    """A process's peak (VmHWM), what it has now (RSS), and its share of that (PSS), in bytes. Raises ProcessLookupError when it
+    has ended, reaped or not."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return {"VmHWM": _kilobytes(status, "VmHWM"), "RSS": _kilobytes(status, "VmRSS"), "PSS": _kilobytes(rollup, "Pss")}
+    except (FileNotFoundError, StopIteration):
+        raise ProcessLookupError(pid) from None
 
 
 def _kilobytes(text: str, name: str) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import signal
+import time
 from pathlib import Path
 from typing import Final
 
@@ -76,6 +77,15 @@ def state(pid: int) -> str:
     return (_stat(pid) or [""])[0]
 
 
+def thread_states(pid: int) -> list[str]:
+    """The letters of its threads; [] if it is gone."""
+    found = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found.append(_stat(pid, int(task)))
+    return [fields[0] for fields in found if fields]
+
+
 def born(pid: int) -> tuple[int, int]:
     """For sorting: when it was started, in clock ticks, and its pid for those that were started in the same."""
     fields = _stat(pid)
@@ -90,7 +100,12 @@ def end(pid: int, number: signal.Signals, patience: float = DEADLINE) -> bool:
         return False
     try:
         signal.pidfd_send_signal(descriptor, number)
-        if not select.select([descriptor], [], [], patience)[0]:
+        latest = time.monotonic() + patience
+        while not select.select([descriptor], [], [], 0.02)[0] and time.monotonic() < latest:
+            if number == signal.SIGKILL and state(pid) == "Z":
+                # A thread that waits in the kernel for a lock of the mount's ends with its holder, whom a successor answers.
+                return True
+        if not select.select([descriptor], [], [], 0)[0]:
             raise AssertionError(f"{number.name} did not end process {pid} ({command(pid)}) within {patience:g} s")
     except ProcessLookupError:
         return False
@@ -99,7 +114,8 @@ def end(pid: int, number: signal.Signals, patience: float = DEADLINE) -> bool:
     return True
 
 
-def _stat(pid: int) -> list[str]:
+def _stat(pid: int, task: int | None = None) -> list[str]:
+    """What follows the name in proc(5)'s stat, of the process or of one of its threads; [] if it is gone."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/task/{task}/stat" if task else f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return []

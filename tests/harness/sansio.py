@@ -12,15 +12,16 @@ from fuse_gated.errors import errno_name
 from fuse_gated.gate.audit import Record
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.limiter import Limiter
-from fuse_gated.gate.tenant import Identity, Tenant
+from fuse_gated.gate.tenant import Cache, Identity, Tenant
 from fuse_gated.gate.tenant import Limits as TenantLimits
 from fuse_gated.gate.verdict import ALL, Rule
 from fuse_gated.operations import Attributes, Caller
-from fuse_gated.paths import shown
+from fuse_gated.paths import shown, split
 from fuse_gated.turnstile import effects
 from fuse_gated.turnstile.turnstile import Limits, Turnstile
 from fuse_gated.wire import codec
-from fuse_gated.wire.messages import Ask, Cancel, Notice, OpenedFile, Reply
+from fuse_gated.wire import messages as wire
+from fuse_gated.wire.messages import Ask, Cancel, Gather, Gathered, ListedEntry, Notice, OpenedFile, Reply
 
 DIRECTORY, REGULAR, LINK, FIFO = 0o040000, 0o100000, 0o120000, 0o010000
 O_RDONLY, O_WRONLY, O_RDWR, O_TRUNC, O_APPEND, FMODE_EXEC = 0, 1, 2, 0o1000, 0o2000, 0x20
@@ -58,11 +59,81 @@ def told(effect: effects.Effect) -> str:
         case effects.Answer(answer=answer):
             return f"answer {type(answer).__name__}"
         case effects.InvalidateEntry(parent, name):
-            return f"forget {parent}/{name.decode()}"
+            return f"{'expire' if effect.expire else 'forget'} {parent}/{name.decode()}"
         case effects.InvalidateInode(node, pages):
             return f"forget {node}" if pages else f"forget attributes of {node}"
     assert isinstance(effect, effects.Close)
     return f"close {effect.code}"
+
+
+class Tree:
+    """What a client has: content by path, None for a directory. A link's content is its target, and its path is in `links`."""
+
+    def __init__(self, contents: dict[bytes, bytes | None], links: tuple[bytes, ...] = ()) -> None:
+        self.contents: dict[bytes, bytes | None] = {b"": None, **contents}
+        self.links = links
+        self.changes = 2
+        self._opened: dict[int, bytes] = {}
+
+    def change(self, path: bytes, content: bytes | None) -> Attributes | None:
+        """Others write it; what it is then."""
+        self.contents[path] = content
+        self.changes += 1
+        return self.attributes(path)
+
+    def attributes(self, path: bytes) -> Attributes | None:
+        if path not in self.contents:
+            return None
+        content = self.contents[path]
+        inode = crc32(path) % 10**6 + 10 if path else 1
+        if content is None:
+            return attributes(inode, DIRECTORY, nlink=2)
+        return attributes(inode, LINK if path in self.links else REGULAR, size=len(content), mtime=self.changes, ctime=10**9)
+
+    def gathered(self, asked: Gather, *, watched: bool = True) -> tuple[Gathered, ...]:
+        return tuple(self._gathered(path, asked, watched) for path in asked.paths)
+
+    def _names(self, path: bytes) -> list[bytes]:
+        return sorted(other for other in self.contents if other and split(other)[0] == path)
+
+    def _gathered(self, path: bytes, asked: Gather, watched: bool) -> Gathered:
+        found = self.attributes(path)
+        if found is None:
+            return Gathered("ENOENT", None, watched)
+        content = self.contents[path]
+        if content is None:
+            names = self._names(path)
+            return Gathered(None, found, watched, tuple(map(self._entry, names[: asked.entries])), len(names) <= asked.entries)
+        return Gathered(None, found, watched, content=content if len(content) <= asked.content or path in self.links else None)
+
+    def _entry(self, path: bytes) -> ListedEntry:
+        found = self.attributes(path)
+        assert found is not None
+        return ListedEntry(split(path)[1], found.inode, found.mode & 0o170000, found)
+
+    def answer(self, arguments: Any, *, watched: bool = True) -> Any:
+        """What the client answers, where nothing is changed by it. A handle is the inode's number."""
+        match arguments:
+            case wire.Gather():
+                return self.gathered(arguments, watched=watched)
+            case wire.Getattr(target) | wire.Open(target) | wire.Opendir(target):
+                path = target if isinstance(target, bytes) else self._opened[target]
+                found = self.attributes(path)
+                if found is None:
+                    return Errno("ENOENT")
+                if isinstance(arguments, wire.Getattr):
+                    return found
+                self._opened[found.inode] = path
+                return OpenedFile(found.inode, found)
+            case wire.Read(handle, offset, size):
+                return (self.contents[self._opened[handle]] or b"")[offset : offset + size]
+            case wire.Readlink(path):
+                return self.contents[path]
+            case wire.Readdir(handle):
+                path = self._opened[handle]
+                return wire.Listed(tuple(map(self._entry, self._names(path)))[arguments.cookie :], True)
+        assert isinstance(arguments, wire.Release | wire.Releasedir | wire.Unwatch | wire.Setlk | wire.Flush), arguments
+        return None
 
 
 class Mount:
@@ -77,16 +148,20 @@ class Mount:
         identity: Identity = OWNER,
         read_only: bool = False,
         export_root: bytes = b"/home/me/src",
+        watches: bool = False,
         **tenant: Any,
     ) -> None:
         self.now = 100.0
         self.identity = identity
+        tenant.setdefault("cache", Cache("watched"))
         self.tenant = Tenant(name="acme", rules=tuple(rules), limits=limits or TenantLimits(), **tenant)
         gate = Gate(self.tenant, identity, read_only=read_only)
-        self.t = Turnstile(gate, Limiter(self.tenant.limits, self.now), bounds or Limits(), export_root=export_root)
+        limiter = Limiter(self.tenant.limits, self.now)
+        self.t = Turnstile(gate, limiter, bounds or Limits(), export_root=export_root, watches=watches)
         self.log: list[effects.Effect] = []
         """Every effect since the last `clear`."""
         self.number = 0
+        self._served: list[Ask] = []
         self.t.inodes.root.identity = (7, 1, DIRECTORY)
 
     # What goes in.
@@ -100,11 +175,50 @@ class Mount:
 
     def reply(self, number: int, result: Any = None) -> None:
         """What the client answers."""
+        self._served += [each for each in self.sent if each.id == number]
         frame = Reply(number, str(result)) if isinstance(result, Errno) else Reply(number, None, result)
         self.message(codec.encode(frame))
 
-    def notice(self, *paths: bytes) -> None:
-        self.message(codec.encode(Notice(paths)))
+    def notice(self, *paths: bytes, attributes: tuple[Attributes | None, ...] = (), overflow: bool = False) -> None:
+        self.message(codec.encode(Notice(paths, attributes, overflow)))
+
+    def serve(self, tree: "Tree", *only: type, watched: bool = True) -> list[Any]:
+        """The client answers what it was sent since the last `clear` (`only`: of these kinds), and what follows from that; what
+        it was, as arguments."""
+        served: list[Any] = []
+        kinds = only or (object,)
+        while due := [each for each in self.sent if isinstance(each.arguments, kinds) and not self._is_served(each)]:
+            for frame in due:
+                served.append(frame.arguments)
+                self.reply(frame.id, tree.answer(frame.arguments, watched=watched))
+        return served
+
+    def _is_served(self, frame: Ask) -> bool:
+        return any(frame is each for each in self._served)
+
+    def see(self, tree: "Tree", request: op.Request, caller: Caller = CALLER) -> op.Answer:
+        """A request, and what the kernel is answered while the client serves what is in the tree."""
+        number = self.ask(request, caller)
+        self.serve(tree)
+        return self.answer(number)
+
+    def walk(self, tree: "Tree", path: bytes) -> int:
+        """The node of a path that is looked up while the client serves what is in the tree."""
+        parent = ROOT
+        for name in path.split(b"/"):
+            entry = self.see(tree, op.Lookup(parent, name))
+            assert isinstance(entry, op.Entry), entry
+            parent = entry.node
+        return parent
+
+    def known(self, tree: "Tree", path: bytes = b"") -> int:
+        """A directory's node, after it was listed; the log begins anew."""
+        node = self.walk(tree, path) if path else ROOT
+        opened = self.see(tree, op.Opendir(node, 0))
+        assert isinstance(opened, op.Opened), opened
+        self.see(tree, op.Releasedir(node, opened.handle))
+        self.clear()
+        return node
 
     def message(self, message: bytes) -> None:
         try:
@@ -126,7 +240,7 @@ class Mount:
 
     def apply(self, rules: Sequence[Rule], **tenant: Any) -> None:
         """A new policy."""
-        values = {"limits": self.tenant.limits, "audit": self.tenant.audit, **tenant}
+        values = {"limits": self.tenant.limits, "audit": self.tenant.audit, "cache": self.tenant.cache, **tenant}
         self.t.apply(self.now, Gate(Tenant(name="acme", rules=tuple(rules), **values), self.identity))
         self.gather()
 

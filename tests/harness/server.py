@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import uuid
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,9 @@ from typing import Any, Final
 import yaml
 
 from harness.leftovers import clear_away
+from harness.log import whole_lines
 from harness.needs import MEASURING
+from harness.ports import port_of, reserve
 from harness.program import Program
 
 ALLOW_ALL: Final = [{"path": "/**", "allow": ["read", "write", "execute", "delete"]}]
@@ -56,7 +57,9 @@ class Server:
         self.etc, self.runtime = directory / f"{name}.etc", directory / f"{name}.run"
         for made in (self.etc, self.runtime):
             made.mkdir(mode=0o755)
-        self.port = _free_port()
+        # Held to the end, so that it is nobody else's while a server is started again either.
+        self._place = reserve()
+        self.port = port_of(self._place)
         self.url = f"ws://127.0.0.1:{self.port}"
         self.write_policy(policy)
         defaults = {"user": "nobody", "audit": {"to": "file"}, **({"seccomp": False} if MEASURING else {})}
@@ -71,6 +74,7 @@ class Server:
             self.program.kill()
             self.program.stderr.keep()
             clear_away(self.mark, self.runtime)
+            self._place.close()
             raise
 
     def write_policy(self, policy: str | dict[str, Any]) -> None:
@@ -87,7 +91,7 @@ class Server:
     def audit(self) -> list[dict[str, Any]]:
         """All records so far, oldest first."""
         path = self.runtime / "audit.jsonl"
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        return [json.loads(line) for line in whole_lines(path.read_bytes())] if path.exists() else []
 
     def stop(self) -> None:
         """SIGTERM, unless it has ended: it must exit with 0, and leave no mount and no process in any case."""
@@ -96,15 +100,9 @@ class Server:
                 self.program.stop()
         finally:
             left = clear_away(self.mark, self.runtime)
+            self._place.close()
         if left:
             raise AssertionError("\n".join([*left, self.program.stderr.text()]))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _with_tokens(policy: dict[str, Any]) -> dict[str, Any]:

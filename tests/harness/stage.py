@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.leftovers import clear_away
-from harness.log import DEADLINE
+from harness.log import DEADLINE, whole_lines
 from harness.program import Program
 from harness.server import ALLOW_ALL, Server, token_file
 
@@ -34,7 +34,7 @@ class Export:
 
     def events(self) -> list[dict[str, Any]]:
         """All events so far."""
-        return [json.loads(line) for line in self.program.stdout.lines()]
+        return [json.loads(line) for line in whole_lines(self.program.stdout.data())]
 
     def wait_for_event(self, event: str, deadline: float = DEADLINE) -> dict[str, Any]:
         """The first event of that kind. Raises AssertionError when the client ends without it."""

@@ -1,11 +1,13 @@
 """Waiting for what no descriptor tells: a process's state, a mount that goes, a record in a file."""
 
 import json
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.log import DEADLINE
+from harness.log import DEADLINE, whole_lines
 from harness.server import Server
 
 Value = TypeVar("Value")
@@ -23,11 +25,19 @@ def until(condition: Callable[[], Value], what: str, deadline: float = DEADLINE)
     return value
 
 
+def allowed(seconds: float) -> float:
+    """How long what is promised within so many seconds may take here and now: as many times longer as there are programs
+    that want to run for each processor, and longer still for one that has to step back behind them (nice(2))."""
+    running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+    crowd = max(os.getloadavg()[0], running) / (os.cpu_count() or 1)
+    # A step of niceness is a quarter more or less of the time (sched(7)).
+    return min(DEADLINE, seconds * (crowd * 1.25 ** max(0, os.nice(0)) if crowd > 1 else 1.0))
+
+
 def told(server: Server) -> list[dict[str, Any]]:
     """All audit records whose lines are whole."""
     path = server.runtime / "audit.jsonl"
-    data = path.read_bytes() if path.exists() else b""
-    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    return [json.loads(line) for line in whole_lines(path.read_bytes())] if path.exists() else []
 
 
 def records(server: Server, since: int = 0, says: str = "", **fields: str) -> list[dict[str, Any]]:

@@ -92,12 +92,15 @@ def test_both_kinds_keep_the_same_files_on_upgrade(built: Built) -> None:
 def test_both_kinds_do_the_same_with_the_units(built: Built) -> None:
     scripts = built.tool("rpm", "-qp", "--scripts", built.rpm_file("fuse-gated")).stdout
     post, prerm = control_file(built, "postinst"), control_file(built, "prerm")
-    sockets, services = {"fuse-gated.socket", "fuse-gated-mountd.socket"}, {"fuse-gated.service", "fuse-gated-mountd.service"}
+    sockets = {"fuse-gated.socket", "fuse-gated-mountd.socket"}
+    services = {"fuse-gated.service", "fuse-gated-mountd.service", "fuse-gated-metrics.service"}
     # Those that debhelper calls `debian-installed` it enables again where an administrator has, and never by itself.
     enabled = units(post, "deb-systemd-helper enable") - units(post, "debian-installed")
     assert units(scripts, "preset") == enabled == sockets
     assert units(scripts, "try-restart") == units(post, "try-restart") == services
-    assert units(scripts, "disable --now") == units(prerm, "invoke stop") - {"fuse-gated.slice"} == sockets | services
+    assert units(scripts, "disable --now") == units(prerm, "invoke stop") - {"fuse-gated.slice"} == (
+        sockets | services | {"fuse-gated-metrics.socket"}
+    )
 
 
 def test_rpms_in_an_empty_root(built: Built) -> None:

@@ -150,7 +150,7 @@ def test_a_directory_moved_on_the_client_is_found_under_its_new_name(work: Work)
     assert outcome(os.stat, work.path / "one" / "two" / "file") == "ENOENT"
 
 
-def test_a_sparse_file_of_five_gibibytes_is_copied_as_one(work: Work, tmp_path: Path) -> None:
+def test_a_sparse_file_of_five_gibibytes_is_copied_as_one(driver: str, work: Work, tmp_path: Path) -> None:
     size = 5 * 2**30
     there = work.behind / "sparse"
     with opened(there, os.O_CREAT | os.O_RDWR) as descriptor:
@@ -158,8 +158,10 @@ def test_a_sparse_file_of_five_gibibytes_is_copied_as_one(work: Work, tmp_path: 
         for offset in (0, 2**31, 2**32 + 12_345, size - 7):
             os.pwrite(descriptor, b"landmark"[: size - offset], offset)
     need_that(there.stat().st_blocks * 512 < 2**20, "the filesystem under the export keeps no holes")
-    for source, target in ((work.path / "sparse", work.path / "inside"), (work.path / "sparse", tmp_path / "outside")):
-        subprocess.run(["cp", "--sparse=auto", source, target], check=True, timeout=120)
+    # libfuse has no lseek, so cp reads all of it there, which takes half a minute.
+    targets = [tmp_path / "outside", *([work.path / "inside"] if driver == "kernel" else [])]
+    for target in targets:
+        subprocess.run(["cp", "--sparse=auto", work.path / "sparse", target], check=True, timeout=480)
         with opened(target, os.O_RDONLY) as descriptor:
             assert os.fstat(descriptor).st_size == size
             assert os.fstat(descriptor).st_blocks * 512 < 16 * 2**20

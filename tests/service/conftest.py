@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from harness import ALLOW_ALL, Mounted, Server, Stage, need
-from harness.waiting import told
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +55,24 @@ class Witness:
         assert name in os.listdir(self._mounted.path)
         (self._mounted.path / name).unlink()
         assert self._mounted.client.program.process.poll() is None
-        assert len(self._mounted.client.events()) == 3, "the session is another one than at first"
+        events = [event["event"] for event in self._mounted.client.events()]
+        assert not {"connection-lost", "closed"} & set(events), "the session is another one than at first"
+
+
+def _settings(login_deadline: str) -> dict[str, Any]:
+    return {"request_deadline": "2s", "admission": {"login_deadline": login_deadline, "startups": 40, "per_address": 30}}
 
 
 @pytest.fixture(scope="module")
 def witness(stage: Stage) -> Witness:
-    settings = {"request_deadline": "2s", "admission": {"login_deadline": "2s", "startups": 40, "per_address": 30}}
     rules = [{"path": "/hidden-*", "hide": True}, *copy.deepcopy(ALLOW_ALL)]
-    return Witness(stage.mount(two_tenants(rules=rules), settings=settings))
+    return Witness(stage.mount(two_tenants(rules=rules), settings=_settings("2s")))
+
+
+@pytest.fixture
+def patient(own_stage: Stage) -> Witness:
+    """On a server of the test's own, where none of the strangers is sent away before all of them have come."""
+    return Witness(own_stage.mount(two_tenants(), settings=_settings("10s")))
 
 
 @pytest.fixture
@@ -72,14 +81,3 @@ def unharmed(witness: Witness) -> Iterator[Server]:
     witness.works()
     yield witness.server
     witness.works()
-
-
-def since(server: Server) -> int:
-    """How many audit records there are."""
-    return len(told(server))
-
-
-def mounts_of(server: Server) -> list[str]:
-    """The directories beneath <runtime>/mnt, without asking any mount."""
-    top = server.runtime / "mnt"
-    return sorted(f"{tenant.name}/{export}" for tenant in top.iterdir() for export in os.listdir(tenant)) if top.is_dir() else []

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pytest
 from harness import ALLOW_ALL, Mounted, Server, Stage, outcome
@@ -20,11 +20,13 @@ from harness.mounting import tmpfs
 from harness.namespace import inside
 from harness.program import ROOT_OF_PROJECT
 from harness.syscalls import exchange
-from harness.waiting import records, told, until, wait_for_record
+from harness.waiting import allowed, records, told, until, wait_for_record
 
 from fuse_gated import control
 from fuse_gated.edge.records import JournalSource, read
 from fuse_gated.gate.audit_verify import verify
+
+Value = TypeVar("Value")
 
 RULES: Final = [
     {"path": "/hidden*", "hide": True},
@@ -170,7 +172,7 @@ def test_the_whole_of_a_session(stage: Stage, server: Server) -> None:
     os.mkdir(mount / "d")
     export.stop()
     wait_for_record(server, before, kind="session-closed")
-    found = told(server)[before:]
+    found = records(server, before, export="whole")
     assert [record["FUSE_GATED_KIND"] for record in found] == ["session-opened", "operation", "session-closed"]
     assert [record["FUSE_GATED_SEQUENCE"] for record in found] == ["1", "2", "3"]
     assert len({record["FUSE_GATED_SESSION"] for record in found}) == 1
@@ -285,11 +287,21 @@ def make_until_refused(mount: Path, most: int = 5000) -> tuple[int, float]:
     raise AssertionError(f"{most} records were written to nobody")
 
 
+def quickest(function: Callable[[], Value]) -> tuple[float, Value]:
+    """The seconds that it takes at best, and what it returns: once in a while the machine has something else to do, and what
+    waits for a second does so each time."""
+    taken = []
+    while len(taken) < 5 and min(taken, default=1.0) > 0.5:
+        start = time.monotonic()
+        value = function()
+        taken.append(time.monotonic() - start)
+    return min(taken), value
+
+
 def answers_beside(server: Server) -> str:
     """How the session looks to `fuse-gatectl sessions`, which is answered at once by a loop that does not block."""
-    start = time.monotonic()
-    sessions = control.call(str(server.runtime), "sessions")
-    assert time.monotonic() - start < 0.9, "only a worker that does not answer takes a second"
+    seconds, sessions = quickest(lambda: control.call(str(server.runtime), "sessions"))
+    assert seconds < 0.9, "only a worker that does not answer takes a second"
     assert len(sessions) == 1
     return str(sessions[0]["state"])
 
@@ -303,10 +315,10 @@ class Blocked:
     def check(self) -> None:
         """Everything is refused at once, nothing of it was done, and the loop answers."""
         assert answers_beside(self.server) == "silenced"
-        start = time.monotonic()
         for function in (lambda: make(self.mount, 7777), lambda: os.listdir(self.mount), lambda: os.stat(self.mount / "x")):
-            assert outcome(function) == "EIO"
-        assert time.monotonic() - start < 0.9, "it is refused without being tried"
+            seconds, heard = quickest(lambda function=function: outcome(function))
+            assert heard == "EIO"
+            assert seconds < 0.9, "it is refused without being tried"
         assert sorted(os.listdir(self.export)) == sorted(f"made-{number}" for number in range(self.made))
 
     def recovers(self) -> None:
@@ -341,7 +353,7 @@ def test_a_full_disk_under_the_audit_file(own_stage: Stage) -> None:
         ballast = directory / "ballast"
         ballast.write_bytes(b"x" * 30_000)
         made, seconds = make_until_refused(mounted.path)
-        assert 0.5 < seconds < 3
+        assert 0.5 < seconds < allowed(3)
         blocked = Blocked(server, mounted.path, mounted.export, made)
         blocked.check()
         ballast.unlink()
@@ -412,7 +424,7 @@ def test_a_journal_that_is_blocked(journalled: Journalled) -> None:
                 # Also while the first record waits for its second to pass.
                 answers_beside(journalled.server)
             made, seconds = program.result()
-        assert 0.5 < seconds < 3
+        assert 0.5 < seconds < allowed(3)
         blocked = Blocked(journalled.server, journalled.path, journalled.export.directory, made)
         blocked.check()
     finally:
@@ -451,7 +463,7 @@ def test_a_journal_that_is_gone_and_comes_back(journalled: Journalled) -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, namespace)
         made, seconds = make_until_refused(journalled.path)
-        assert (made, 0.5 < seconds < 3) == (0, True)
+        assert (made, 0.5 < seconds < allowed(3)) == (0, True)
         blocked = Blocked(journalled.server, journalled.path, journalled.export.directory, 0)
         blocked.check()
         enter = ["nsenter", f"--mount=/proc/{server_pid}/ns/mnt"]

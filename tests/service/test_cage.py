@@ -10,8 +10,9 @@ from typing import Any, Final
 import harness.server
 import msgspec
 import pytest
-from harness import Mounted, Persona, Server, Stage, need_cage, processes_marked
+from harness import Mounted, Persona, Server, Stage, need_cage
 from harness.hostile import HostileClient
+from harness.parts import Parts
 from harness.program import Program
 from harness.server import token
 from harness.taken_over import ATTEMPTS, ORDER, SAID
@@ -60,9 +61,8 @@ class Captain(HostileClient):
         super().__init__(server, export, "acme")
         self.said: list[Any] = []
         self.open()
-        pids = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in processes_marked(server.mark)}
         self.facts = {
-            "daemon": pids["fuse-gated"],
+            "daemon": Parts(server).daemon,
             "other": worker_of(server, "other"),
             "etc": str(server.etc),
             "runtime": str(server.runtime),
@@ -117,7 +117,8 @@ def test_it_has_its_own_descriptors_and_no_others(server: Server, captain: Capta
     pid = worker_of(server, captain.export)
     kinds = sorted(_kind(pid, number) for number in captain.order("descriptors") if number > 2)
     waiting = ["anon_inode:[eventfd]", "anon_inode:[eventpoll]"]
-    assert kinds == ["/dev/fuse", "/memfd:fuse-gated-state (deleted)", *waiting, "audit.jsonl", "socket", "socket"]
+    memory = ["/memfd:fuse-gated-shares (deleted)", "/memfd:fuse-gated-state (deleted)"]
+    assert kinds == ["/dev/fuse", *memory, *waiting, "audit.jsonl", "socket", "socket"]
 
 
 def _kind(pid: int, descriptor: int) -> str:
@@ -181,35 +182,37 @@ def test_nobody_of_its_uid_looks_into_it(server: Server, other: Mounted) -> None
 
 
 def test_two_workers_share_no_descriptor(server: Server, captain: Captain) -> None:
-    """But for what is nobody's secret: the input, the output, and the audit file, to which they can only append."""
+    """But for what is nobody's secret: the input, the output, and the audit file, to which they can only append. These are of one
+    tenant, and have what its sessions share (test_limits.py: others do not)."""
     mine, others = (_descriptors(worker_of(server, name)) for name in (captain.export, "other"))
-    nameless = ("anon_inode:", "/dev/null", "/dev/fuse", "/memfd:fuse-gated-state")
+    nameless = ("anon_inode:", "/dev/null", "/dev/fuse", "/memfd:fuse-gated-state", "/memfd:fuse-gated-shares")
     shared = {target for target in mine & others if not target.startswith(nameless)}
     assert {os.path.basename(target) for target in shared} == {"audit.jsonl", "server.stdout", "server.stderr"}
-    flags = [
-        int(line.split()[1], 8)
-        for descriptor in os.listdir(f"/proc/{worker_of(server, 'other')}/fdinfo")
-        if os.readlink(f"/proc/{worker_of(server, 'other')}/fd/{descriptor}").endswith("audit.jsonl")
-        for line in Path(f"/proc/{worker_of(server, 'other')}/fdinfo/{descriptor}").read_text().splitlines()
-        if line.startswith("flags")
-    ]
-    assert [flag & (os.O_ACCMODE | os.O_APPEND) for flag in flags] == [os.O_WRONLY | os.O_APPEND]
+    (flags,) = [flags for target, flags in _opened(worker_of(server, "other")) if target.endswith("audit.jsonl")]
+    assert flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND
+
+
+def _opened(pid: int) -> Iterator[tuple[str, int]]:
+    """What a process has open, and with which flags (open(2))."""
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        # Between the calls the process may have closed it.
+        with contextlib.suppress(FileNotFoundError):
+            target = os.readlink(f"/proc/{pid}/fd/{descriptor}")
+            lines = Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text().splitlines()
+            yield target, int(next(line.split()[1] for line in lines if line.startswith("flags:")), 8)
 
 
 def _descriptors(pid: int) -> set[str]:
-    targets = set()
-    for descriptor in os.listdir(f"/proc/{pid}/fd"):
-        # Between the two calls the process may have closed it.
-        with contextlib.suppress(FileNotFoundError):
-            targets.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
-    return targets
+    return {target for target, _ in _opened(pid)}
 
 
 def test_a_stranger_is_caged_before_its_first_byte(caged: None, server: Server, other: Mounted) -> None:
-    before = set(processes_marked(server.mark))
+    parts = Parts(server)
+    # Those of earlier tests may still be on their way out.
+    until(lambda: len(parts.workers) == len(control.call(str(server.runtime), "sessions")), "nobody but the sessions' workers")
+    before = parts.workers
     with HostileClient(server, tenant="acme"):
-        pid = until(lambda: next(iter(set(processes_marked(server.mark)) - before), None), "a worker")
-        assert pid is not None
+        (pid,) = until(lambda: set(parts.workers) - set(before), "a worker")
         until(lambda: status(pid)["Seccomp"] == "2", "it is caged")
         # It has read nothing: nothing was sent.
         assert status(pid)["NoNewPrivs"] == "1"
@@ -218,8 +221,7 @@ def test_a_stranger_is_caged_before_its_first_byte(caged: None, server: Server, 
 
 def test_the_daemon_and_the_keeper(server: Server, other: Mounted) -> None:
     """Who has the network cannot mount; who mounts has no network, and is root alone."""
-    pids = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in processes_marked(server.mark)}
-    daemon, keeper = pids["fuse-gated"], pids["fuse-gated-mnt"]
+    daemon, keeper = Parts(server).daemon, Parts(server).keeper
     assert status(daemon)["Uid"].split() == ["65534"] * 4
     assert status(daemon)["CapEff"] == "0" * 16
     listening = {target for target in _descriptors(daemon) if target.startswith("socket:")}

@@ -12,7 +12,7 @@ import pytest
 from harness import Server, Stage
 from harness.hostile import HostileClient
 from harness.log import DEADLINE
-from harness.waiting import told, wait_for_record
+from harness.waiting import told, until, wait_for_record
 
 from fuse_gated import control
 from fuse_gated.commands.fuse_gatectl import main
@@ -25,7 +25,8 @@ ORIGIN = "https://files.example.org"
 def server(stage: Stage) -> Server:
     # Written out for each: YAML would make an alias of one that stands twice, which a policy may not have.
     tenants = {name: {"users": ["root"], "rules": [copy.deepcopy(RULE)]} for name in ("acme", "eve")}
-    return stage.server({"tenants": tenants}, settings={"origins": [ORIGIN]})
+    # Nobody here comes too late because the machine has other things to do.
+    return stage.server({"tenants": tenants}, settings={"origins": [ORIGIN], "admission": {"login_deadline": "60s"}})
 
 
 @pytest.fixture
@@ -113,10 +114,12 @@ def test_whoever_is_in_stays_and_is_waited_for(stage: Stage, server: Server) -> 
 
 def test_a_client_comes_back_to_its_session(stage: Stage, draining: Server) -> None:
     """It has something to lose here, and nothing anywhere else."""
-    control.call(str(draining.runtime), "drain", undo=True)
+    runtime = str(draining.runtime)
+    until(lambda: not control.call(runtime, "sessions"), "those of other tests have gone")
+    control.call(runtime, "drain", undo=True)
     mounted = stage.mount(server=draining, name="back", options=["--reconnect-delay", "0.05"])
-    control.call(str(draining.runtime), "drain")
-    (session,) = control.convert_sessions(control.call(str(draining.runtime), "sessions"))
+    control.call(runtime, "drain")
+    (session,) = control.convert_sessions(control.call(runtime, "sessions"))
     os.kill(session.pid, signal.SIGKILL)
     mounted.client.wait_for_event("resumed")
     (mounted.path / "new").write_text("hello")

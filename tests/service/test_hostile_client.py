@@ -1,5 +1,6 @@
 """A client that lies, floods, stalls or talks nonsense: each ends in a reason and an audit record, and nobody else notices."""
 
+import contextlib
 import os
 import select
 import socket
@@ -159,7 +160,15 @@ def test_a_lie_about_a_file_ends_the_session(unharmed: Server, lie: Lie) -> None
     told_of = wait_for_record(unharmed, kind="protocol-violation", session=session)
     assert lie.reason in told_of["MESSAGE"]
     assert "broke the protocol" in wait_for_record(unharmed, kind="session-closed", session=session)["MESSAGE"]
-    until(lambda: not mount.parent.exists() or mount.name not in os.listdir(mount.parent), "the mount is gone")
+    until(lambda: not is_listed(mount), "the mount is gone")
+
+
+def is_listed(mount: Path) -> bool:
+    """Whether its directory is there, without asking the mount."""
+    try:
+        return mount.name in os.listdir(mount.parent)
+    except FileNotFoundError:
+        return False
 
 
 NO_LIES: Final = [
@@ -245,7 +254,8 @@ def test_a_reply_that_never_comes_ends_by_the_deadline(unharmed: Server) -> None
         start = time.monotonic()
         assert client.outcome(stat_f, mount) == "ETIMEDOUT"
         assert time.monotonic() - start >= 1.9, "the deadline is two seconds"
-        assert client.cancelled, "the client is told that nobody waits any more"
+        # Which of the two hears first, the program or the client, is left open.
+        client.pump(lambda: bool(client.cancelled), deadline=10)
         client.answer = honest
         assert client.outcome(stat_f, mount) == "ok"
         client.leave()
@@ -408,8 +418,8 @@ def test_what_is_no_login_is_answered_and_told(unharmed: Server, name: str) -> N
     with stranger(unharmed, data) as connection:
         said = answer_to(connection)
     assert said.startswith(b"HTTP/1.1 %d " % status), said
-    record = until(lambda: [r for r in told(unharmed)[before:] if r["FUSE_GATED_KIND"].endswith("-refused")], "a record")[0]
-    assert reason in record["MESSAGE"], record["MESSAGE"]
+    new = until(lambda: records(unharmed, before, says=reason), reason)
+    assert {record["FUSE_GATED_KIND"] for record in new} <= {"login-refused", "connection-refused"}
 
 
 def test_half_a_handshake_is_told(unharmed: Server) -> None:
@@ -437,15 +447,17 @@ def test_an_upgrade_without_a_hello_is_sent_away(unharmed: Server) -> None:
     wait_for_record(unharmed, before, says="(greeting)", kind="connection-refused")
 
 
-def test_500_strangers_at_once(unharmed: Server, witness: Any) -> None:
+def test_500_strangers_at_once(patient: Any) -> None:
     """40 may wait, 30 from one address; the rest is told 503 or 429, and the honest session works on. Each is in the audit."""
-    before = len(told(unharmed))
+    server: Server = patient.server
+    began = time.monotonic()
     strangers = []
     for number in range(500):
-        strangers.append(stranger(unharmed, b"GET / HTTP/1.1\r\n", f"127.0.0.{number // 100 + 1}"))
+        strangers.append(stranger(server, b"GET / HTTP/1.1\r\n", f"127.0.0.{number // 100 + 1}"))
         if number % 50 == 0:
-            witness.works()
-    witness.works()
+            patient.works()
+    took = time.monotonic() - began
+    patient.works()
     answers = [answer_to(connection) for connection in strangers]
     for connection in strangers:
         connection.close()
@@ -458,7 +470,7 @@ def test_500_strangers_at_once(unharmed: Server, witness: Any) -> None:
     assert b"as many as may" in answers[statuses.index(429)]
 
     def is_let_in() -> bool:
-        with HostileClient(unharmed) as client:
+        with HostileClient(server) as client:
             if client.upgrade() != 101:
                 return False
             client.hello()
@@ -467,11 +479,11 @@ def test_500_strangers_at_once(unharmed: Server, witness: Any) -> None:
             return True
 
     def audited() -> int:
-        return sum(int(record.get("FUSE_GATED_COUNT", 1)) for record in records(unharmed, before, kind="connection-refused"))
+        return sum(int(record.get("FUSE_GATED_COUNT", 1)) for record in records(server, kind="connection-refused"))
 
-    until(lambda: audited() == 500, f"500 records; told is {[record['MESSAGE'] for record in records(unharmed, before)][-5:]}")
-    away = records(unharmed, before, says="have not logged in yet", kind="connection-refused")
-    assert len(away) < 20, "they are told together"
+    until(lambda: audited() == 500, f"500 records; told is {[record['MESSAGE'] for record in records(server)][-5:]}")
+    away = records(server, says="have not logged in yet", kind="connection-refused")
+    assert len(away) < 4 * (took + 2), "they are told together, once a second"
     until(is_let_in, "they have gone, so there is room again")
 
 
@@ -487,9 +499,11 @@ def nodes_of(server: Server, export: str) -> int:
     return int(control.call(str(server.runtime), "show", session=f"acme/{export}")["inodes"])
 
 
-def grown(pid: int, before: dict[str, int]) -> int:
-    """Bytes by which the peak of the worker lies over what it had before."""
-    return memory(pid)["VmHWM"] - before["RSS"]
+def peak(pid: int) -> int:
+    """Bytes; 0 if it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        return memory(pid)["VmHWM"]
+    return 0
 
 
 def count_entries(mount: Path) -> int:
@@ -520,7 +534,7 @@ def test_a_million_entries_take_no_memory(unharmed: Server, capsys: pytest.Captu
         seconds = time.monotonic() - start
         after = memory(pid)
         client.leave()
-    growth = grown(pid, before) if Path(f"/proc/{pid}").exists() else after["VmHWM"] - before["RSS"]
+    growth = after["VmHWM"] - before["RSS"]
     with capsys.disabled():
         print(
             f"\na million entries of 200 bytes: {seconds:.1f} s; "
@@ -569,24 +583,23 @@ def test_a_flood_takes_no_memory(unharmed: Server, witness: Any, name: str, caps
         client.open()
         pid = worker_of(unharmed, client.export)
         before = memory(pid)
-        peak = before["VmHWM"]
+        most = before["VmHWM"]
         client.socket.settimeout(5)
         try:
             client.socket.sendall(first)
             for count in range(times):
                 client.socket.sendall(flood)
                 if count % 10 == 0:
-                    peak = max(peak, memory(pid)["VmHWM"])
-        except (TimeoutError, ConnectionError, FileNotFoundError, ProcessLookupError):
+                    most = max(most, peak(pid))
+        except (TimeoutError, ConnectionError):
             pass  # the server has had enough of it
         else:
             until(lambda: unread(client) == 0 or not Path(f"/proc/{pid}").exists(), "the server has read it all")
-        if Path(f"/proc/{pid}/status").exists():
-            peak = max(peak, memory(pid)["VmHWM"])
+        most = max(most, peak(pid))
         witness.works()
         with capsys.disabled():
-            print(f"\n{name}: +{(peak - before['RSS']) / MIB:.1f} MiB")
-        assert peak - before["RSS"] < 64 * MIB
+            print(f"\n{name}: +{(most - before['RSS']) / MIB:.1f} MiB")
+        assert most - before["RSS"] < 64 * MIB
 
 
 def unread(client: HostileClient) -> int:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import pytest
 from harness import Server
 from harness.hostile import SILENCE, Child, HostileClient, honest
+from harness.waiting import allowed, until
 
 PROMISED: Final = 1.0
 """Seconds from Ctrl-C to the program's end."""
@@ -107,7 +108,7 @@ def test_ctrl_c_ends_a_program_that_waits(unharmed: Server, witness: Any, doing:
             client.pump(lambda: False, program.fileno())
             seconds = time.monotonic() - start
             assert program.reap() == -signal.SIGINT
-        assert seconds < PROMISED + SLACK
+        assert seconds < allowed(PROMISED + SLACK)
         # A page that is read ahead has no caller whose signal could be told.
         client.pump(lambda: bool(client.cancelled) or doing == "read")
         client.answer = honest
@@ -137,7 +138,7 @@ def test_a_program_that_catches_the_signal_hears_of_it(unharmed: Server, doing: 
             client.pump(lambda: False, program.fileno())
             seconds = time.monotonic() - start
             assert program.result() == "caught"
-            assert seconds < PROMISED + SLACK
+            assert seconds < allowed(PROMISED + SLACK)
         client.leave()
 
 
@@ -231,19 +232,13 @@ def test_what_was_not_sent_yet_is_interrupted_at_once(stage: Any) -> None:
             wait_until_asked(client)
             asked = len(client.requests)
             with Child(os.statvfs, mount) as second:
-                until_it_waits(second)
+                until(second.waits_in_fuse, "it waits")
                 start = time.monotonic()
                 second.send(signal.SIGINT)
                 client.pump(lambda: False, second.fileno())
-                assert time.monotonic() - start < PROMISED + SLACK
+                assert time.monotonic() - start < allowed(PROMISED + SLACK)
                 assert second.reap() == -signal.SIGINT
             assert len(client.requests) == asked
             first.send(signal.SIGINT)
             client.pump(lambda: False, first.fileno())
     server.stop()
-
-
-def until_it_waits(program: Child) -> None:
-    end = time.monotonic() + 10
-    while not program.waits_in_fuse():
-        assert time.monotonic() < end, "it never waited"

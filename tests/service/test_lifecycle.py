@@ -1,5 +1,6 @@
 """How sessions end: in order, by force, by hand. Nothing stays that hangs, and no process."""
 
+import contextlib
 import os
 import re
 import signal
@@ -13,8 +14,10 @@ from typing import Any, Final
 import pytest
 from harness import Server, Stage, digest, mounts_beneath, need, need_that, processes_marked
 from harness.hostile import SILENCE, Child, HostileClient, honest
+from harness.log import DEADLINE
+from harness.parts import Parts, thread_states
 from harness.program import ROOT_OF_PROJECT
-from harness.waiting import records, until, wait_for_record
+from harness.waiting import allowed, records, until, wait_for_record
 
 from fuse_gated import control
 from fuse_gated.wire import codec
@@ -43,17 +46,8 @@ def worker(server: Server, export: str) -> int:
 
 def process(server: Server, name: str) -> int:
     """The pid of 'daemon', 'keeper' or 'supervisor'."""
-    if name == "supervisor":
-        return server.program.process.pid
-    comm = {"daemon": "fuse-gated", "keeper": "fuse-gated-mnt"}[name]
-    return next(pid for pid in processes_marked(server.mark) if command(pid) == comm)
-
-
-def command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
+    pid: int = getattr(Parts(server), name)
+    return pid
 
 
 def silent(operation: str) -> Callable[[str, Any, Any], Any]:
@@ -98,7 +92,8 @@ def test_sigterm_to_a_worker(own_stage: Stage, server: Server) -> None:
     os.kill(worker(server, "one"), signal.SIGTERM)
     assert client.program.wait() == 1
     until(lambda: mounts_beneath(server.runtime) == [other_mount], "its mount is gone")
-    assert not mount.exists()
+    # The directory goes a moment after what was mounted there.
+    until(lambda: not mount.exists(), "its directory is gone")
     (other_mount / "still").write_text("here")
     wait_for_record(server, kind="session-closed", export="one")
 
@@ -184,7 +179,7 @@ class Scene:
 
     def heard(self) -> str:
         """What the waiting program was told, in time."""
-        assert self.waiting.wait(RECOVERY), f"the program still waits, in state {self.waiting.state()}"
+        assert self.waiting.wait(DEADLINE), f"the program still waits, in state {self.waiting.state()}"
         try:
             self.waiting.result()
         except OSError as error:
@@ -209,21 +204,22 @@ def test_kill_9(own_stage: Stage, server: Server, victim: str, capsys: pytest.Ca
         heard = scene.heard()
         told_after = time.monotonic() - start
         gone = {"silent"} if victim == "worker" else {"silent", "honest"}
-        until(lambda: not any(point.name in gone for point in mounts_beneath(server.runtime)), "no mount", RECOVERY)
+        until(lambda: not any(point.name in gone for point in mounts_beneath(server.runtime)), "no mount")
         if victim == "supervisor":
             server.program.wait()
-            until(lambda: not processes_marked(server.mark), "no process", RECOVERY)
+            until(lambda: not processes_marked(server.mark), "no process")
         else:
             # Only what goes on, or was started anew, is there.
-            until(lambda: _serves(server), "it serves again", RECOVERY)
+            until(lambda: _serves(server), "it serves again")
             stays = {worker(server, "honest")} if victim == "worker" else set()
             old = scene.before - {process(server, name) for name in ("daemon", "keeper", "supervisor")} - stays
-            until(lambda: not old & set(processes_marked(server.mark)), "no old process", RECOVERY)
+            until(lambda: not old & set(processes_marked(server.mark)), "no old process")
         seconds = time.monotonic() - start
         with capsys.disabled():
             print(f"\nkill -9 of the {victim}: told after {told_after:.2f} s ({heard}), all well after {seconds:.2f} s")
-        assert seconds < RECOVERY
-        assert _listed_without_hanging(server) == ({"acme": ["honest"]} if victim == "worker" else {})
+        assert seconds < allowed(RECOVERY)
+        left = {"acme": ["honest"]} if victim == "worker" else {}
+        until(lambda: _listed_without_hanging(server) == left, "the directories are gone")
         if victim == "worker":
             assert os.listdir(scene.mount) == []
         else:
@@ -238,7 +234,7 @@ def test_kill_9_of_the_keeper(own_stage: Stage, server: Server) -> None:
     try:
         pid = process(server, "keeper")
         os.kill(pid, signal.SIGKILL)
-        until(lambda: any(command(one) == "fuse-gated-mnt" and one != pid for one in processes_marked(server.mark)), "another")
+        until(lambda: process(server, "keeper") != pid, "another")
         (scene.mount / "still").write_text("here")
         assert (scene.honest.directory / "still").read_text() == "here"
         assert _serves(server)
@@ -275,7 +271,11 @@ def _listed_without_hanging(server: Server) -> dict[str, list[str]]:
         return found
 
     with Child(look) as child:
-        found: dict[str, list[str]] = child.result()
+        try:
+            found: dict[str, list[str]] = child.result()
+        except FileNotFoundError:
+            # It went while it was looked at.
+            return {"": []}
         return found
 
 
@@ -283,8 +283,8 @@ def test_kill_9_of_the_client(own_stage: Stage, server: Server) -> None:
     client = own_stage.export(server)
     client.mount_path()
     client.program.kill()
-    until(lambda: not mounts_beneath(server.runtime), "its mount is gone", RECOVERY)
-    assert _listed_without_hanging(server) == {}
+    until(lambda: not mounts_beneath(server.runtime), "its mount is gone", allowed(RECOVERY))
+    until(lambda: _listed_without_hanging(server) == {}, "its directory is gone")
     assert _serves(server)
 
 
@@ -298,20 +298,13 @@ def test_kill_9_of_a_worker_whose_notification_waits_in_the_kernel(server: Serve
         with Child(os.mkdir, mount / "new") as program:
             wait_for(client, "mkdir")
             client.send(codec.encode(Notice((b"f",))))
-            until(lambda: "D" in _thread_states(pid), "the notification waits in the kernel")
+            until(lambda: "D" in thread_states(pid), "the notification waits in the kernel")
             os.kill(pid, signal.SIGKILL)
-            assert program.wait(RECOVERY), f"the program still waits, in state {program.state()}"
+            assert program.wait(allowed(RECOVERY)), f"the program still waits, in state {program.state()}"
             with pytest.raises(OSError, match=GONE):
                 program.result()
-    until(lambda: not mounts_beneath(server.runtime), "its mount is gone", RECOVERY)
-    until(lambda: not Path(f"/proc/{pid}").exists(), "it has ended", RECOVERY)
-
-
-def _thread_states(pid: int) -> list[str]:
-    return [
-        Path(f"/proc/{pid}/task/{task}/stat").read_text().rpartition(")")[2].split()[0]
-        for task in os.listdir(f"/proc/{pid}/task")
-    ]
+    until(lambda: not mounts_beneath(server.runtime), "its mount is gone", allowed(RECOVERY))
+    until(lambda: not Path(f"/proc/{pid}").exists(), "it has ended", allowed(RECOVERY))
 
 
 def test_all_killed_at_once_and_started_anew(own_stage: Stage, server: Server) -> None:
@@ -319,10 +312,11 @@ def test_all_killed_at_once_and_started_anew(own_stage: Stage, server: Server) -
     client = own_stage.export(server, options=["--no-reconnect"])
     mount = client.mount_path()
     pids = sorted(processes_marked(server.mark))
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            # The keeper has helpers that come and go.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
     server.program.wait()
     assert client.program.wait() == 1
     until(lambda: not processes_marked(server.mark), "no process")

@@ -47,7 +47,7 @@ def policy(*without: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server(stage: Stage) -> Server:
-    return stage.server(policy(), {"origins": [ORIGIN], "max_sessions": 3, "admission": {"login_deadline": "1s"}})
+    return stage.server(policy(), {"origins": [ORIGIN], "max_sessions": 3, "admission": {"login_deadline": "3s"}})
 
 
 @pytest.fixture(autouse=True)
@@ -231,7 +231,7 @@ def authority(stage: Stage) -> Authority:
 def secure(stage: Stage, pair: Pair, **tls: str) -> Server:
     settings = {
         "tls": {"certificate": str(pair.certificate), "key": str(pair.key), **tls},
-        "admission": {"login_deadline": "1s"},
+        "admission": {"login_deadline": "3s"},
     }
     server = stage.server(settings=settings)
     server.url = f"wss://localhost:{server.port}"
@@ -326,7 +326,7 @@ def test_a_stranger_who_never_begins_tls(tls_server: Server) -> None:
     before = len(told(tls_server))
     with socket.create_connection(("127.0.0.1", tls_server.port), 20) as silent:
         assert silent.recv(1) == b""
-    wait_for_record(tls_server, before, says="no session within 1 s (connecting)", kind="connection-refused")
+    wait_for_record(tls_server, before, says="no session within 3 s (connecting)", kind="connection-refused")
 
 
 def test_a_key_that_does_not_fit_is_told_at_start(stage: Stage, authority: Authority, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ ADDRESS = "203.0.113.7"
 OTHER = "2001:db8::7"
 CROWDED = "203.0.113.99"
 """Nobody else comes from there."""
+PLACES = 4
+"""For those from one address who have not logged in: more than come one after the other before the first is seen to have gone."""
 UPGRADE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -43,7 +45,7 @@ LOCAL = SIGNATURE + b"\x20\0\0\0"
 
 def settings(header: str = "", **changes: Any) -> dict[str, Any]:
     proxies = {"proxies": {"addresses": ["127.0.0.1"], "header": header}} if header else {}
-    return {"admission": {"startups": 20, "per_address": 2}, **proxies, **changes}
+    return {"admission": {"startups": 20, "per_address": PLACES}, **proxies, **changes}
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +161,7 @@ def test_nobody_else_is_believed(unproxied: Server, header: bytes) -> None:
 
 
 def test_limits_are_those_of_the_client(by_protocol: Server) -> None:
-    """Two strangers from one address are all there may be, whoever passes them on; others come in meanwhile."""
+    """So many strangers from one address are all there may be, whoever passes them on; others come in meanwhile."""
     before = len(told(by_protocol))
 
     def comes(address: str) -> bytes:
@@ -169,21 +171,21 @@ def test_limits_are_those_of_the_client(by_protocol: Server) -> None:
             return answer(connection)
 
     with contextlib.ExitStack() as stack:
-        headers = (line(CROWDED), binary(CROWDED), line(CROWDED))
-        three = [stack.enter_context(connected(by_protocol, header)) for header in headers]
+        headers = [line(CROWDED), binary(CROWDED)] * (PLACES // 2) + [line(CROWDED)]
+        crowd = [stack.enter_context(connected(by_protocol, header)) for header in headers]
         # One of them is too many, whichever it is that comes last.
-        (refused,) = select.select(three, [], [], DEADLINE)[0]
+        (refused,) = select.select(crowd, [], [], DEADLINE)[0]
         heard = answer(refused)
         assert heard.startswith(b"HTTP/1.1 429 ")
         assert b"\r\nRetry-After: 5\r\n" in heard
-        assert b"2 connections from 203.0.113.99 have not logged in yet" in heard
+        assert b"%d connections from 203.0.113.99 have not logged in yet" % PLACES in heard
         assert comes(CROWDED).startswith(b"HTTP/1.1 429 ")
         assert comes(OTHER).startswith(b"HTTP/1.1 401 ")
         assert comes("203.0.113.8").startswith(b"HTTP/1.1 401 ")
-        record = wait_for_record(by_protocol, before, says="2 connections from 203.0.113.99", kind="connection-refused")
+        record = wait_for_record(by_protocol, before, says=f"{PLACES} connections from 203.0.113.99", kind="connection-refused")
         assert " from 203.0.113.99)" in record["MESSAGE"]
-        three.remove(refused)
-        for waiting in three:
+        crowd.remove(refused)
+        for waiting in crowd:
             waiting.sendall(UPGRADE)
             assert answer(waiting).startswith(b"HTTP/1.1 401 ")
     until(lambda: comes(CROWDED).startswith(b"HTTP/1.1 401 "), "there is room again")

@@ -11,8 +11,9 @@ from resource import RLIMIT_NOFILE, RLIMIT_NPROC, prlimit
 from typing import Final
 
 import pytest
-from harness import Mounted, Persona, Server, Stage, processes_marked
+from harness import Mounted, Persona, Server, Stage
 from harness.hostile import HostileClient
+from harness.parts import Parts
 from harness.waiting import until
 
 NOBODY: Final = Persona(65534, 65534)
@@ -24,15 +25,10 @@ def mounted(own_stage: Stage) -> Mounted:
     return own_stage.mount()
 
 
-def daemon(server: Server) -> int:
-    others = processes_marked(server.mark).keys() - {server.program.process.pid}
-    return next(pid for pid in others if Path(f"/proc/{pid}/comm").read_text().strip() == "fuse-gated")
-
-
 @contextlib.contextmanager
 def limited(server: Server, resource: int, most: int) -> Iterator[None]:
     """The daemon may have no more than so much of it. As its own user, because root too needs a capability for that."""
-    pid = daemon(server)
+    pid = Parts(server).daemon
     soft, hard = NOBODY.call(prlimit, pid, resource)
     NOBODY.call(prlimit, pid, resource, (most, hard))
     yield
@@ -79,7 +75,7 @@ def test_no_more_descriptors(mounted: Mounted) -> None:
 def test_no_more_descriptors_for_fuse_gatectl(mounted: Mounted) -> None:
     """It waits too, and the daemon sleeps meanwhile."""
     server = mounted.server
-    ticks = Path(f"/proc/{daemon(server)}/stat")
+    ticks = Path(f"/proc/{Parts(server).daemon}/stat")
 
     def worked() -> int:
         return sum(int(field) for field in ticks.read_text().rpartition(")")[2].split()[11:13])
@@ -100,7 +96,7 @@ def test_no_more_descriptors_for_fuse_gatectl(mounted: Mounted) -> None:
 def test_nobody_new(mounted: Mounted) -> None:
     """SIGUSR1 to the daemon, with which its unit answers the stop of the socket unit."""
     server = mounted.server
-    os.kill(daemon(server), signal.SIGUSR1)
+    os.kill(Parts(server).daemon, signal.SIGUSR1)
     assert "1 session left" in server.program.stderr.wait_for("accepting nobody new", server.program.process)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port), 30)

@@ -5,7 +5,6 @@ import hashlib
 import mmap
 import os
 import signal
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from harness import Server, Stage, digest
 from harness.hostile import Child, HostileClient
 from harness.log import DEADLINE
+from harness.parts import Parts
 from harness.server import ALLOW_ALL
 from harness.waiting import until, wait_for_record
 
@@ -25,13 +25,6 @@ WAITS = {"mode": "wait", "grace": "60s"}
 def tenant(*rules: dict[str, Any], **changes: Any) -> dict[str, Any]:
     body = {"users": ["root", "nobody"], "rules": [*rules, *ALLOW_ALL], "outage": WAITS, **changes}
     return {"tenants": {"acme": body}}
-
-
-def daemon_of(server: Server) -> int:
-    found = subprocess.run(
-        ["ps", "--ppid", str(server.program.process.pid), "-o", "pid=,comm="], capture_output=True, text=True, check=True
-    ).stdout
-    return next(int(line.split()[0]) for line in found.splitlines() if line.split()[1] == "fuse-gated")
 
 
 def states(server: Server) -> list[str]:
@@ -60,7 +53,7 @@ def test_what_a_narrower_policy_denies_is_gone_from_the_kernels_memory(own_stage
             server.reload(narrower, said="policy applied")
         else:
             server.write_policy(narrower)
-            os.kill(daemon_of(server), signal.SIGKILL)
+            os.kill(Parts(server).daemon, signal.SIGKILL)
             client.wait_for_event("resumed")
         until(lambda: look(str(mount / "secret"), opened.fileno()) == "EACCES", "what is open cannot be read")
         with Child(_touch, mapped) as toucher:

@@ -18,8 +18,9 @@ import pytest
 from harness import Server, Stage, mounts_beneath, processes_marked
 from harness.hostile import SILENCE, Child, HostileClient, honest
 from harness.leftovers import unmount
+from harness.parts import thread_states
 from harness.program import ROOT_OF_PROJECT
-from harness.waiting import until
+from harness.waiting import allowed, until
 
 from fuse_gated import control
 from fuse_gated.wire import codec
@@ -43,15 +44,15 @@ class Knot:
         self.programs.append(Child(os.mkdir, mount / "next"))
         until(lambda: self.programs[1].state() == "D", "the second waits for the first")
         self.client.send(codec.encode(Notice((b"f",))))
-        until(lambda: "D" in self._states(), "the notification waits in the kernel")
+        until(lambda: "D" in thread_states(self.pid), "the notification waits in the kernel")
 
     def is_undone(self, within: float = RECOVERY) -> None:
         """The callers were told, and the worker has ended."""
         for program in self.programs:
-            assert program.wait(within), f"the program still waits, in state {program.state()}"
+            assert program.wait(allowed(within)), f"the program still waits, in state {program.state()}"
             with pytest.raises(OSError, match=GONE):
                 program.result()
-        until(lambda: not Path(f"/proc/{self.pid}").exists(), "it has ended", RECOVERY)
+        until(lambda: not Path(f"/proc/{self.pid}").exists(), "it has ended", allowed(RECOVERY))
 
     def close(self) -> None:
         for point in mounts_beneath(self.server.runtime):
@@ -59,10 +60,6 @@ class Knot:
         self.client.close()
         for program in self.programs:
             program.__exit__()
-
-    def _states(self) -> list[str]:
-        tasks = os.listdir(f"/proc/{self.pid}/task")
-        return [Path(f"/proc/{self.pid}/task/{task}/stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
 
 
 @pytest.fixture
@@ -92,7 +89,7 @@ def test_a_worker_that_does_nothing_any_more(knot: Knot) -> None:
     os.kill(knot.pid, signal.SIGSTOP)
     control.call(str(knot.server.runtime), "kick", session="acme/knot")
     knot.is_undone(2 * RECOVERY)
-    until(lambda: not mounts_beneath(knot.server.runtime), "its mount is gone", RECOVERY)
+    until(lambda: not mounts_beneath(knot.server.runtime), "its mount is gone", allowed(RECOVERY))
 
 
 def test_nobody_is_left_who_could_unmount(knot: Knot) -> None:

@@ -26,7 +26,8 @@ TOP: Final = Path(__file__).parents[2]
 SUITE: Final = "trixie"
 PACKAGES: Final = (
     "systemd,systemd-sysv,dbus,libnss-systemd,libpam-systemd,fuse3,acl,iproute2,procps,util-linux,openssl,apparmor,"
-    "python3,python3-websockets,python3-msgspec,python3-yaml,python3-systemd,python3-sdnotify,python3-seccomp,python3-pylibacl"
+    "python3,python3-websockets,python3-msgspec,python3-yaml,python3-systemd,python3-sdnotify,python3-seccomp,python3-pylibacl,"
+    "python3-prometheus-client"
 )
 """What the guest has: systemd, and what the packages of fuse-gated depend on."""
 PATIENCE: Final = 30.0

@@ -7,7 +7,7 @@ from fuse_gated import operations as op
 from fuse_gated.errors import errno_name
 from fuse_gated.gate.verdict import ALL, DELETE, READ, WRITE, Rule
 from fuse_gated.paths import NAME_MAX
-from fuse_gated.turnstile.desk import MAX_PATH
+from fuse_gated.turnstile.naming import MAX_PATH
 from fuse_gated.wire import messages
 from fuse_gated.wire.messages import Owner
 

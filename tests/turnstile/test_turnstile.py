@@ -9,8 +9,8 @@ from fuse_gated.gate.tenant import Identity
 from fuse_gated.gate.tenant import Limits as TenantLimits
 from fuse_gated.gate.verdict import ALL, DELETE, EXECUTE, Rule
 from fuse_gated.turnstile.effects import InvalidateEntry
+from fuse_gated.turnstile.knowing import MAX_NOTICES
 from fuse_gated.turnstile.limits import Limits
-from fuse_gated.turnstile.turnstile import MAX_NOTICES
 from fuse_gated.wire import messages
 from fuse_gated.wire.messages import OpenedFile
 

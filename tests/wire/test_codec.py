@@ -18,6 +18,8 @@ from fuse_gated.wire.messages import (
     Ask,
     Asked,
     Cancel,
+    Gather,
+    Gathered,
     Hello,
     Listed,
     ListedEntry,
@@ -33,6 +35,7 @@ from fuse_gated.wire.messages import (
     Symlink,
     Terms,
     Unlink,
+    Unwatch,
     Welcome,
     Write,
 )
@@ -49,6 +52,11 @@ REPLIES = {
     bytes: b"data",
     int: 5,
     tuple[bytes, ...]: (b"user.a", b"user.b"),
+    tuple[Gathered, ...]: (
+        Gathered("ENOENT", watched=True),
+        Gathered(None, FILE, True, content=b"data"),
+        Gathered(None, FILE, False, (ListedEntry(b"x", 31, 0o100000), ListedEntry(b"y", 32, 0, FILE)), True),
+    ),
     None: None,
 }
 
@@ -78,6 +86,8 @@ def test_frames_of_a_server_arrive():
         Symlink(b"l", b"\xff\xfe", Owner(0, 65534)),
         Open(b"f", 3, True),
         Write(7, 2**40, memoryview(b"data"), True),
+        Gather((b"", b"a/b"), 65536, 1000, 2**20, True),
+        Unwatch((b"a", b"")),
     ],
 )
 def test_arguments_arrive(arguments):
@@ -314,6 +324,17 @@ def test_a_message_that_is_just_as_long_as_allowed_is_one():
     messages = batch.take()
     assert len(messages) == 1
     assert MAX_MESSAGE - 16 < len(messages[0]) <= MAX_MESSAGE
+
+
+def test_a_batch_says_when_it_is_long_enough_to_leave():
+    batch = Batch()
+    said = []
+    for size in (codec.LONG // 2, codec.LONG // 2, 1):
+        batch.add(asks(1, size)[0])
+        said.append(batch.is_long)
+    assert said == [False, True, True]
+    batch.take()
+    assert not batch.is_long
 
 
 def test_a_message_never_has_more_frames_than_allowed():

@@ -15,9 +15,9 @@ FRAMES = [
                   "driver": ""}]),
     (Ask(2, "unlink", messages.Unlink(b"f")), ["ask", 2, "unlink", [b"f"]]),
     (Cancel(2), ["cancel", 2]),
-    (Reply(2, None, 5), ["reply", 2, None, 5]),
-    (Reply(2, "EACCES"), ["reply", 2, "EACCES", None]),
-    (Notice((b"a/b",)), ["notice", [b"a/b"]]),
+    (Reply(2, None, 5), ["reply", 2, None, 5, 0]),
+    (Reply(2, "EACCES"), ["reply", 2, "EACCES", None, 0]),
+    (Notice((b"a/b",)), ["notice", [b"a/b"], [], False]),
 ]  # fmt: skip
 
 
@@ -51,5 +51,5 @@ def test_arguments_that_have_defaults_may_be_left_out(name):
 
 
 def _value(kind):
-    simple = {int: 3, bytes: b"x", bool: True, memoryview: b"x", messages.Target: b"x"}
+    simple = {int: 3, bytes: b"x", bool: True, memoryview: b"x", messages.Target: b"x", tuple[bytes, ...]: (b"x", b"y")}
     return simple.get(kind)

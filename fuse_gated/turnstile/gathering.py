@@ -1,0 +1,170 @@
+"""Asking the client for much at once (GATHER), for whoever waits for it and ahead of whoever will.
+
+Only what the policy lets programs see is asked for, and content only of what they may read. What comes is kept like any answer
+(knowing.py), and every request that uses it is judged, limited and told by itself.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from fuse_gated.gate import sandbox
+from fuse_gated.operations import Attributes
+from fuse_gated.paths import join, split
+from fuse_gated.tree.cache import LONGEST_PATH
+from fuse_gated.tree.known import Name
+from fuse_gated.turnstile import knowing
+from fuse_gated.turnstile.call import Call
+from fuse_gated.wire import messages
+from fuse_gated.wire.messages import Gathered
+from fuse_gated.wire.session import Pending
+
+if TYPE_CHECKING:
+    from fuse_gated.turnstile.desk import Desk
+
+SMALL: Final = 128 * 2**10
+"""Bytes of a file whose content is brought with its opening."""
+ENTRIES: Final = 4096
+"""Of a directory, in one answer."""
+GLIMPSE: Final = 512
+"""Of one in which somebody has only looked up a name."""
+
+_MOST: Final = 2**20
+_DIRECTORY: Final = 0o040000
+_REGULAR: Final = 0o100000
+_TYPE: Final = 0o170000
+_BELIEVED: Final = 60.0
+_MOST_UNWATCHED: Final = 1024
+
+
+def may_gather(t: "Desk", directory: bytes) -> bool:
+    """Whether it is worth while to ask for what is in a directory."""
+    if not t.cache.room or t.outage is not None or len(directory) > LONGEST_PATH:
+        return False
+    return not t.unwatched or t.unwatched.get(directory, 0.0) <= t.now
+
+
+def wait(t: "Desk", call: Call, path: bytes) -> None:
+    """The call comes to its handler again once what is being gathered is here, or is known not to come."""
+    call.waits = call.waited = True
+    t.measures.waits(call)
+    if call.deadline is None:
+        call.deadline = t.now + t.limits.deadline
+    t.gathering[path].append(call)
+
+
+def gather(t: "Desk", paths: Iterable[bytes], *, content: int = 0, entries: int = ENTRIES) -> None:
+    """Ask for these paths, as far as that is not being done already."""
+    wanted = [path for path in paths if path not in t.gathering]
+    for start in range(0, len(wanted), messages.MAX_GATHERED):
+        _ask(t, wanted[start : start + messages.MAX_GATHERED], content, entries)
+
+
+def _ask(t: "Desk", paths: list[bytes], content: int, entries: int) -> None:
+    for path in paths:
+        t.gathering[path] = []
+    since = t.cache.tick
+
+    def answered(results: tuple[Gathered, ...]) -> None:
+        sandbox.check_gathered(results, len(paths), content, entries)
+        for path, found in zip(paths, results, strict=False):
+            _take(t, path, found, since)
+        rest = paths[len(results) :] if results else []
+        waiting = [(path, t.gathering.pop(path, [])) for path in paths]
+        _ask_again(t, rest, waiting, content, entries)
+
+    def failed(_errno: str) -> None:
+        _ask_again(t, [], [(path, t.gathering.pop(path, [])) for path in paths], content, entries)
+
+    watch = t.gate.tenant.cache.mode == "watched"
+    arguments = messages.Gather(tuple(paths), content, entries, _MOST, watch)
+    t.session.ask(Pending(t.session.own_id(), arguments, t.now + t.limits.deadline, answered, failed, _MOST))
+
+
+def _ask_again(t: "Desk", rest: list[bytes], waiting: list[tuple[bytes, list[Call]]], content: int, entries: int) -> None:
+    """What did not fit into the answer is asked for once more; who waited for what did goes on."""
+    if rest:
+        _ask(t, rest, content, entries)
+    for path, calls in waiting:
+        if path in t.gathering:
+            t.gathering[path] += calls
+            continue
+        for call in calls:
+            call.waits = False
+            call.back, call.usec = t.now, t.session.usec
+            if not t.is_answered(call):
+                t.again(call)
+    t.prefetch.arrived(t, [path for path, _calls in waiting if path not in t.gathering])
+
+
+def _take(t: "Desk", path: bytes, found: Gathered, since: int) -> None:
+    if found.attributes is None:
+        if found.errno == "ENOENT":
+            t.cache.saw(path, None, since)
+        else:
+            # It lies on another mount, or may not be read.
+            _is_unwatched(t, path)
+        return
+    kind = found.attributes.mode & _TYPE
+    directory = path if kind == _DIRECTORY else split(path)[0]
+    if not found.watched and t.gate.tenant.cache.mode == "watched":
+        if kind == _DIRECTORY or found.attributes.nlink == 1:
+            _is_unwatched(t, directory)
+        return
+    until = knowing.until(t)
+    if kind == _DIRECTORY:
+        names = (Name(entry.name, entry.inode, entry.type, entry.attributes) for entry in found.entries)
+        t.cache.listed(path, found.attributes, names, complete=found.complete, since=since, until=until)
+        return
+    if not t.cache.holds(directory, t.now):
+        t.cache.listed(directory, None, (), complete=False, since=since, until=until)
+    t.cache.saw(path, found.attributes, since)
+    if found.content is not None and (kind != _REGULAR or len(found.content) == found.attributes.size):
+        t.cache.read(path, found.content, since)
+
+
+def _is_unwatched(t: "Desk", directory: bytes) -> None:
+    if len(t.unwatched) >= _MOST_UNWATCHED:
+        t.unwatched.clear()
+    t.unwatched[directory] = t.now + _BELIEVED
+    if directory in t.cache:
+        t.cache.evict(directory)
+
+
+# What is done with it.
+
+
+def listing_of(t: "Desk", path: bytes) -> tuple[Attributes, tuple[Name, ...]] | None:
+    """A directory's attributes and all its entries, where they are known."""
+    if not t.cache.room:
+        return None
+    attributes = t.cache.attributes(path, t.now)
+    names = t.cache.names(path, t.now) if isinstance(attributes, Attributes) else None
+    return (attributes, names) if isinstance(attributes, Attributes) and names is not None else None
+
+
+def file_of(t: "Desk", path: bytes) -> tuple[Attributes, bytes] | None:
+    """A regular file's attributes and its content, where they are known."""
+    content = t.cache.content(path) if t.cache.room else None
+    attributes = t.cache.attributes(path, t.now) if content is not None else None
+    if content is None or not isinstance(attributes, Attributes) or attributes.mode & _TYPE != _REGULAR:
+        return None
+    return attributes, content
+
+
+def looked_up(t: "Desk", parent: bytes) -> None:
+    """Somebody has looked up a name, and the client was asked: it will not be the last one in that directory."""
+    known = t.cache.holds(parent, t.now) or parent in t.gathering
+    if not known and may_gather(t, parent) and t.gate.list(parent).errno is None:
+        gather(t, [parent], entries=GLIMPSE)
+
+
+def may_be_read(t: "Desk", directory: bytes, name: Name) -> bool:
+    """Whether a file's content is worth asking for ahead: the policy lets it be read, and it is small."""
+    if name.type != _REGULAR or name.attributes is None or name.attributes.size > SMALL:
+        return False
+    return t.gate.read(join(directory, name.name)).errno is None
+
+
+def may_be_listed(t: "Desk", directory: bytes, name: Name) -> bool:
+    """Whether a directory may be asked for ahead."""
+    return name.type == _DIRECTORY and t.gate.list(join(directory, name.name)).errno is None

@@ -1,0 +1,287 @@
+"""What is known of the client's files without asking (tree/cache.py): used, learnt, and forgotten when it changes.
+
+A handler has judged, limited and told its request before it asks (desk.ask); only then may what is known take the client's
+part. What the kernel is told to remember holds for as long as that is known: when the client tells of a change, the kernel is
+told as well.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from fuse_gated.errors import ProtocolError
+from fuse_gated.gate import sandbox
+from fuse_gated.operations import Attributes
+from fuse_gated.paths import split
+from fuse_gated.tree.handles import Handle
+from fuse_gated.tree.inodes import Node, identity_of
+from fuse_gated.tree.known import Missing
+from fuse_gated.turnstile.call import Failure
+from fuse_gated.turnstile.effects import InvalidateEntry, InvalidateInode
+from fuse_gated.wire import messages
+from fuse_gated.wire.messages import Arguments, Notice
+
+if TYPE_CHECKING:
+    from fuse_gated.turnstile.desk import Desk
+
+KERNEL: Final = 3600.0
+"""Seconds for which the kernel may remember what the client watches."""
+MISSING_VALID: Final = 1.0
+"""Seconds for which it may remember that a name does not exist. It is told when one comes, but a successor of ours would not
+know of which."""
+MOST_MISSING: Final = 4096
+"""Names that it may remember so at once."""
+MAX_NOTICES: Final = 4096
+"""Changed paths in one message."""
+_TYPE: Final = 0o170000
+_REGULAR: Final = 0o100000
+
+
+def answers(
+    t: "Desk", arguments: Arguments, answered: Callable[[Any], None], failed: Callable[[str], None] | None
+) -> bool:
+    """Answer in the client's place, if what it would say is known. Raises Failure as those two do."""
+    found: Attributes | Missing | bytes | None
+    if isinstance(arguments, messages.Getattr):
+        if isinstance(arguments.target, int):
+            return False
+        found = t.cache.attributes(arguments.target, t.now)
+    elif isinstance(arguments, messages.Readlink):
+        known = isinstance(t.cache.attributes(arguments.path, t.now), Attributes)
+        found = t.cache.content(arguments.path) if known else None
+    else:
+        return False
+    if found is None:
+        t.cache.misses += 1
+        return False
+    t.cache.hits += 1
+    if not isinstance(found, Missing):
+        answered(found)
+    elif failed is not None:
+        failed("ENOENT")
+    else:
+        raise Failure("ENOENT")
+    return True
+
+
+def learnt(t: "Desk", arguments: Arguments, result: Any, since: int) -> None:
+    """The client has answered; an errno's name where it failed."""
+    if isinstance(arguments, messages.Getattr) and isinstance(arguments.target, bytes):
+        path = arguments.target
+        if path in t.cache or (path and split(path)[0] in t.cache):
+            if result == "ENOENT":
+                t.cache.saw(path, None, since)
+            elif not isinstance(result, str):
+                sandbox.check_attributes(result)
+                t.cache.saw(path, result, since)
+    elif isinstance(arguments, messages.Readlink) and isinstance(result, bytes):
+        t.cache.read(arguments.path, result, since)
+
+
+def saw_open(t: "Desk", path: bytes, attributes: Attributes, since: int) -> Attributes:
+    """The client has said what an open file is. As long as the path still stands for it, that is what is known of the path. What
+    was known, if nothing has changed but the time of the last reading, which nobody tells; else what the client has said."""
+    if not t.cache.room:
+        return attributes
+    before = t.cache.attributes(path, t.now)
+    if isinstance(before, Attributes) and msgspec.structs.replace(before, atime=attributes.atime) == attributes:
+        return before
+    if t.cache.until(path, attributes)[0] > t.now:
+        t.cache.saw(path, attributes, since)
+    return attributes
+
+
+def until(t: "Desk") -> float:
+    """Until when what the client says of a directory now is to be believed."""
+    cache = t.gate.tenant.cache
+    return math.inf if cache.mode == "watched" else t.now + cache.ttl
+
+
+def validity(t: "Desk", path: bytes, attributes: Attributes) -> tuple[float, float]:
+    """Seconds for which the kernel may take the path for this file, and these attributes for its own, without asking."""
+    if t.tells_everything or not t.cache.room:
+        return 0.0, 0.0
+    name, own = t.cache.until(path, attributes)
+    return _seconds(name - t.now), _seconds(own - t.now)
+
+
+def fresh(t: "Desk") -> float:
+    """Seconds for which the kernel may believe what the client has just said of an open file, whatever is kept of it."""
+    cache = t.gate.tenant.cache
+    return cache.ttl if cache.mode == "ttl" and t.cache.room and not t.tells_everything else 0.0
+
+
+def is_missing(t: "Desk", path: bytes) -> bool:
+    """Whether the kernel may remember for a moment that there is no such name."""
+    while t.missing and (t.missing[0][0] <= t.now):
+        t.missing.popleft()
+    if t.tells_everything or not t.cache.room or len(t.missing) >= MOST_MISSING:
+        return False
+    if not isinstance(t.cache.attributes(path, t.now), Missing):
+        return False
+    t.missing.append((t.now + MISSING_VALID, path))
+    return True
+
+
+def _seconds(left: float) -> float:
+    return max(0.0, min(left, KERNEL))
+
+
+def on_notice(t: "Desk", notice: Notice) -> None:
+    """The client tells of changes. Raises ProtocolError for what cannot be."""
+    t.noticed += len(notice.paths)
+    if t.noticed > MAX_NOTICES:
+        raise ProtocolError(f"{t.noticed} changed paths in one message, {MAX_NOTICES} are allowed", 1008)
+    if notice.attributes and len(notice.attributes) != len(notice.paths):
+        raise ProtocolError(f"a notice of {len(notice.paths)} paths with {len(notice.attributes)} attributes", 1008)
+    if notice.overflow:
+        expire_all(t)
+        t.cache.clear()
+    pinned = _pinned_by_path(t)
+    for index, path in enumerate(notice.paths):
+        sandbox.check_path(path)
+        if not notice.attributes:
+            t.cache.renames(path)
+            _show_nothing(t, path, pinned)
+            continue
+        attributes = notice.attributes[index]
+        if attributes is not None:
+            sandbox.check_attributes(attributes)
+            t.readahead.changed(t, identity_of(attributes))
+        if t.cache.told(path, attributes):
+            _show_anew(t, path, attributes, pinned)
+
+
+def _show_nothing(t: "Desk", path: bytes, pinned: dict[bytes, list[Handle]]) -> None:
+    _unpin_path(path, pinned)
+    node = t.inodes.find(path)
+    if node is not None:
+        unpin(t, node)
+        t.forget_what_was_shown(node)
+
+
+def _show_anew(t: "Desk", path: bytes, attributes: Attributes | None, pinned: dict[bytes, list[Handle]]) -> None:
+    """The kernel is not to go on showing what it has remembered."""
+    if attributes is not None:
+        _unpin_path(path, pinned)
+    node = t.inodes.find(path)
+    if node is None:
+        parent = t.inodes.find(split(path)[0]) if path else None
+        if parent is not None and parent.lookups:
+            # It may have remembered that the name does not exist.
+            t.effects.append(InvalidateEntry(parent.id, split(path)[1]))
+        return
+    if attributes is None or (node.identity is not None and node.identity != identity_of(attributes)):
+        t.forget_what_was_shown(node)
+        return
+    unpin(t, node)
+    t.effects.append(InvalidateInode(node.id, pages=attributes.mode & _TYPE == _REGULAR))
+
+
+def written(t: "Desk", handle: Handle) -> None:
+    """A file was changed through this handle."""
+    t.readahead.wrote(t, handle)
+    changed_here(t, handle.node, t.handles.path(handle))
+
+
+def changed_here(t: "Desk", node: Node | None, path: bytes) -> None:
+    """A file's content was changed through the mount: what was known of it before holds for nobody who has it open."""
+    if node is None:
+        _unpin_path(path, _pinned_by_path(t))
+        return
+    for name in filter(None, map(t.inodes.get, (node.id, *t.siblings(node)))):
+        unpin(t, name)
+
+
+def unpin(t: "Desk", node: Node) -> None:
+    """What was opened by what was known of it, or read ahead, is read from the client from now on."""
+    t.readahead.changed(t, node.identity)
+    for number in node.handles:
+        t.handle(number).pinned = None
+
+
+def _unpin_path(path: bytes, pinned: dict[bytes, list[Handle]]) -> None:
+    """The same of what has no node, because its driver names it by its path."""
+    for handle in pinned.pop(path, ()):
+        handle.pinned = None
+
+
+def _pinned_by_path(t: "Desk") -> dict[bytes, list[Handle]]:
+    pinned: dict[bytes, list[Handle]] = {}
+    for handle in t.handles if t.cache.room else ():
+        if handle.node is None and handle.pinned is not None:
+            pinned.setdefault(handle.path, []).append(handle)
+    return pinned
+
+
+def expire_all(t: "Desk") -> None:
+    """The kernel is to ask again before it uses what it has remembered: nobody tells us of changes any more. What it holds of
+    files' content it keeps only while they are the same (FUSE_AUTO_INVAL_DATA)."""
+    t.readahead.changed(t, *t.readahead.files)
+    for node in t.inodes:
+        if node.parent is not None and not node.lost:
+            t.effects.append(InvalidateEntry(node.parent.id, node.name, expire=True))
+        t.effects.append(InvalidateInode(node.id, pages=False))
+    while t.missing:
+        path = t.missing.popleft()[1]
+        parent = t.inodes.find(split(path)[0])
+        if parent is not None:
+            t.effects.append(InvalidateEntry(parent.id, split(path)[1]))
+    for handle in t.handles:
+        handle.pinned = None
+
+
+def has_moved(t: "Desk", node: Node | None) -> None:
+    """The kernel goes on with what it was told of a name that was moved, and where it is now nobody may watch."""
+    if t.cache.room and node is not None and node.parent is not None:
+        t.effects.append(InvalidateEntry(node.parent.id, node.name, expire=True))
+        t.effects.append(InvalidateInode(node.id, pages=False))
+
+
+def settle(t: "Desk") -> None:
+    """To be called after each message. What was found to be different the kernel is not to go on showing. What is not kept any
+    more the client need not watch, and the kernel must not count on it."""
+    if not t.cache.settle():
+        return
+    pinned = _pinned_by_path(t)
+    news, t.cache.news = t.cache.news, []
+    for path, attributes in news:
+        _show_anew(t, path, attributes, pinned)
+    evicted, t.cache.evicted = t.cache.evicted, []
+    unwatched = [path for path, _names in evicted if path not in t.cache]
+    if t.gate.tenant.cache.mode == "watched":
+        for start in range(0, len(unwatched), messages.MAX_GATHERED):
+            _unwatch(t, tuple(unwatched[start : start + messages.MAX_GATHERED]))
+    beneath = {path for path, _names in evicted}
+    for path in [path for path in pinned if split(path)[0] in beneath]:
+        _unpin_path(path, pinned)
+    for path, names in evicted:
+        directory = t.inodes.find(path)
+        if directory is None:
+            continue
+        t.effects.append(InvalidateInode(directory.id, pages=False))
+        for name in names:
+            node = directory.children.get(name)
+            if node is not None:
+                t.effects.append(InvalidateInode(node.id, pages=False))
+                unpin(t, node)
+            t.effects.append(InvalidateEntry(directory.id, name, expire=True))
+
+
+def _unwatch(t: "Desk", paths: tuple[bytes, ...]) -> None:
+    def ended(_outcome: Any) -> None:
+        # The client may have done it after it was asked to watch them anew.
+        for path in paths:
+            t.cache.evict(path)
+
+    t.ask_aside(messages.Unwatch(paths), ended)
+
+
+def is_followed(t: "Desk", handle: Handle) -> bool:
+    """Whether the client would tell of a change: it watches the name, and that is still this file's."""
+    if handle.node is None or t.gate.tenant.cache.mode != "watched":
+        return False
+    known = t.cache.attributes(t.handles.path(handle), t.now)
+    return isinstance(known, Attributes) and identity_of(known) == handle.node.identity

@@ -30,6 +30,7 @@ RPM_ONLY = (
 )
 RPM_NAMES = {
     "python3-yaml": "python3-pyyaml",
+    "python3-prometheus-client": "python3-prometheus_client",
     # Its binding for Python is one of RPM_MORE.
     "python3-seccomp": "libseccomp",
     "python3:any": "/usr/bin/python3",

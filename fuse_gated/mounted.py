@@ -135,7 +135,7 @@ class Mounted:
         self.serving.attach(self.driver)
         if self.about.policy != _digest(self.tenant, self._identity):
             self.serving.turnstile.forget_all()
-        else:
+        elif self.tenant.cache.mode != "strict":
             # What the last process counted on, nobody has watched since.
             self.serving.turnstile.forget_all_that_is_watched()
         if self._socket is None:

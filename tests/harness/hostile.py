@@ -165,7 +165,7 @@ class HostileClient:
     def raw(self, data: bytes) -> None:
         """Bytes into the connection."""
         self.socket.settimeout(DEADLINE)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             self.socket.sendall(data)
 
     def flush(self) -> None:

@@ -1,6 +1,8 @@
 """One request on its way through the turnstile."""
 
-from fuse_gated.operations import Caller, Request
+from typing import Any
+
+from fuse_gated.operations import Caller, Request, Setlk
 
 
 class Failure(Exception):
@@ -46,3 +48,12 @@ class Call:
         self.asked = self.back = 0.0
         self.usec = 0
         self.spent: tuple[float, float, float] | None = None
+
+
+def waits_for_lock(request: Request) -> bool:
+    """Whether it takes as long as another keeps the lock."""
+    return isinstance(request, Setlk) and request.wait
+
+
+def ignored(_outcome: Any) -> None:
+    """Nobody waits for it."""

@@ -19,11 +19,11 @@ from fuse_gated.tree.handles import Handle, Releasing
 from fuse_gated.tree.inodes import Node
 from fuse_gated.turnstile import knowing, lazily
 from fuse_gated.turnstile.bounds import LARGEST_SUM
-from fuse_gated.turnstile.call import Call, Failure
+from fuse_gated.turnstile.call import Call, Failure, ignored, waits_for_lock
 from fuse_gated.turnstile.effects import Answer, InvalidateInode, Send
 from fuse_gated.turnstile.ledger import Ledger
 from fuse_gated.turnstile.limits import Limits
-from fuse_gated.turnstile.naming import Naming, waits_for_lock
+from fuse_gated.turnstile.naming import Naming
 from fuse_gated.turnstile.outage import Outage
 from fuse_gated.turnstile.prefetch import Prefetch
 from fuse_gated.turnstile.readahead import Readahead
@@ -227,6 +227,19 @@ class Desk(Naming):
 
     # The caller.
 
+    def wait(self, call: Call) -> None:
+        """It waits for something else that the client is asked (lazily.py, gathering.py, readahead.py), within its deadline."""
+        call.waits = True
+        self.measures.waits(call)
+        if call.deadline is None:
+            call.deadline = self.now + self.limits.deadline
+
+    def goes_on(self, call: Call) -> bool:
+        """That has come, or does not come. Whether anybody still waits for the call."""
+        call.waits = False
+        call.back, call.usec = self.now, self.session.usec
+        return not self.is_answered(call)
+
     def is_answered(self, call: Call) -> bool:
         return self._calls.get(call.id) is not call
 
@@ -280,7 +293,3 @@ class Desk(Naming):
             for sibling in siblings:
                 self.effects.append(InvalidateInode(sibling, awaited=True))
         self.answer(call, answer)
-
-
-def ignored(_outcome: Any) -> None:
-    """Nobody waits for it."""

@@ -45,10 +45,8 @@ def may_gather(t: "Desk", directory: bytes) -> bool:
 
 def wait(t: "Desk", call: Call, path: bytes) -> None:
     """The call comes to its handler again once what is being gathered is here, or is known not to come."""
-    call.waits = call.waited = True
-    t.measures.waits(call)
-    if call.deadline is None:
-        call.deadline = t.now + t.limits.deadline
+    call.waited = True
+    t.wait(call)
     t.gathering[path].append(call)
 
 
@@ -89,9 +87,7 @@ def _ask_again(t: "Desk", rest: list[bytes], waiting: list[tuple[bytes, list[Cal
             t.gathering[path] += calls
             continue
         for call in calls:
-            call.waits = False
-            call.back, call.usec = t.now, t.session.usec
-            if not t.is_answered(call):
+            if t.goes_on(call):
                 t.again(call)
     t.prefetch.arrived(t, [path for path, _calls in waiting if path not in t.gathering])
 

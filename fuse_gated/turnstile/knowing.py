@@ -182,8 +182,10 @@ def _show_anew(t: "Desk", path: bytes, attributes: Attributes | None, pinned: di
 
 def written(t: "Desk", handle: Handle) -> None:
     """A file was changed through this handle."""
+    path = t.handles.path(handle)
+    t.cache.changes(path)
     t.readahead.wrote(t, handle)
-    changed_here(t, handle.node, t.handles.path(handle))
+    changed_here(t, handle.node, path)
 
 
 def changed_here(t: "Desk", node: Node | None, path: bytes) -> None:

@@ -15,7 +15,7 @@ from fuse_gated.gate import sandbox
 from fuse_gated.operations import Attributes
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
-from fuse_gated.turnstile.call import Call, Failure
+from fuse_gated.turnstile.call import Call, Failure, ignored
 from fuse_gated.wire import messages
 from fuse_gated.wire.messages import Arguments
 from fuse_gated.wire.session import Pending
@@ -56,9 +56,7 @@ def ask(
     field, handle = unopened
 
     def opened() -> None:
-        call.waits = False
-        call.back, call.usec = t.now, t.session.usec
-        if not t.is_answered(call):
+        if t.goes_on(call):
             fixed = msgspec.structs.replace(arguments, **{field: handle.remote})
             try:
                 t.ask(call, fixed, answered, failed, size)
@@ -66,9 +64,7 @@ def ask(
                 t.fail(call, failure.errno)
 
     def not_opened(errno: str) -> None:
-        call.waits = False
-        call.back, call.usec = t.now, t.session.usec
-        if t.is_answered(call):
+        if not t.goes_on(call):
             return
         pinned = handle.pinned
         if isinstance(arguments, messages.Getattr) and pinned is not None:
@@ -77,8 +73,7 @@ def ask(
         else:
             t.fail(call, errno)
 
-    call.waits = True
-    t.measures.waits(call)
+    t.wait(call)
     open_at_client(t, handle, opened, not_opened)
 
 
@@ -135,17 +130,13 @@ def before_it_goes(t: "Desk", call: Call, node: Node | None, path: bytes, then: 
         left -= 1
         if left:
             return
-        call.waits = False
-        call.back, call.usec = t.now, t.session.usec
-        if not t.is_answered(call):
+        if t.goes_on(call):
             try:
                 then()
             except Failure as failure:
                 t.fail(call, failure.errno)
 
-    call.waits = True
-    t.measures.waits(call)
-    call.deadline = t.now + t.limits.deadline if call.deadline is None else call.deadline
+    t.wait(call)
     for handle in unopened:
         open_at_client(t, handle, one_less, one_less)
 
@@ -164,7 +155,7 @@ def closed_here(t: "Desk", handle: Handle) -> None:
     elif handle.inherited:
         arguments = _opening(handle, t.handles.path(handle))
         pending = Pending(number, arguments, t.now + t.limits.deadline, ignored, ignored)
-        t.ledger.leftovers.may_be_open(pending)
+        t.ledger.leftovers.may_be_done(pending)
         if t.outage is None:
             t.session.ask_for_nobody(pending)
 
@@ -174,15 +165,11 @@ def look_after(t: "Desk") -> None:
     while t.lingering and t.lingering[0][0] <= t.now:
         handle = t.lingering.popleft()[1]
         if t.outage is None and t.handles.get(handle.id) is handle and handle.remote < 0 and not handle.waiting:
-            open_at_client(t, handle, _nothing, _nothing_failed)
+            open_at_client(t, handle, _nothing, ignored)
 
 
 def _opening(handle: Handle, path: bytes) -> Arguments:
     return messages.Opendir(path) if handle.directory else messages.Open(path, messages.OPEN_READ)
-
-
-def ignored(_outcome: Any) -> None:
-    """Nobody waits for it."""
 
 
 def _is_same(handle: Handle, attributes: Attributes) -> bool:
@@ -201,7 +188,3 @@ def _ended(handle: Handle, errno: str) -> None:
 
 def _nothing() -> None:
     """Nobody waits."""
-
-
-def _nothing_failed(_errno: str) -> None:
-    """Whoever uses it will hear of it."""

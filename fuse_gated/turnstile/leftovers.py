@@ -60,13 +60,10 @@ class Leftovers:
         arguments = pending.arguments
         takes_lock = isinstance(arguments, messages.Setlk) and arguments.type != _UNLOCK
         if takes_lock or isinstance(arguments, _OPENING):
-            self._add(pending)
+            self.may_be_done(pending)
 
-    def may_be_open(self, pending: Pending) -> None:
-        """The client may have opened a file for a process before this one, which did not live to hear of it."""
-        self._add(pending)
-
-    def _add(self, pending: Pending) -> None:
+    def may_be_done(self, pending: Pending) -> None:
+        """The client may have done it, for this process or for one before that did not live to hear of it."""
         row = GivenUp(pending.id, pending.operation, _ENCODER.encode(pending.arguments))
         self._given_up[pending.id] = row
         self._news.append(row)

@@ -3,7 +3,8 @@
 from fuse_gated.gate import sandbox
 from fuse_gated.operations import Attributes, Filesystem
 from fuse_gated.tree.inodes import identity_of
-from fuse_gated.turnstile.desk import Desk, ignored
+from fuse_gated.turnstile.call import ignored
+from fuse_gated.turnstile.desk import Desk
 from fuse_gated.wire import messages
 from fuse_gated.wire.session import Pending
 

@@ -212,8 +212,7 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
         raise Failure("EINVAL")
     path = path_of(t, request.parent, request.name)
     new_path = path_of(t, request.new_parent, request.new_name)
-    exchange = bool(request.flags & _EXCHANGE)
-    no_replace = bool(request.flags & _NOREPLACE)
+    exchange, no_replace = bool(request.flags & _EXCHANGE), bool(request.flags & _NOREPLACE)
     moved = child_of(t, request.parent, request.name)
     replaced = child_of(t, request.new_parent, request.new_name)
     verdict = t.gate.rename(
@@ -238,13 +237,14 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
     if t.tells_changes:
         t.announce(call, path, new_path, rule=verdict.rule)
 
+    since = 0
+
     def answered(_result: None) -> None:
-        t.cache.changed(new_path, None, since[1])
         t.cache.renames(new_path)
         if exchange:
             t.cache.renames(path)
         else:
-            t.cache.changed(path, None, since[0])
+            t.cache.changed(path, None, since)
         parent, new_parent = t.node(request.parent), t.node(request.new_parent)
         replaced = None if exchange else child_of(t, request.new_parent, request.new_name)
         if parent is not None and new_parent is not None:
@@ -264,14 +264,15 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
             t.fail(call, errno)
 
     def go_on() -> None:
-        since[:] = t.cache.renames(path), t.cache.renames(new_path)
+        nonlocal since
+        since = t.cache.renames(path)
+        t.cache.renames(new_path)
         knowing.settle(t)
         climbing.moves(t, call, moved, new_path)
         if exchange:
             climbing.moves(t, call, replaced, path)
         t.ask(call, messages.Rename(path, new_path, no_replace or guarded, exchange), answered, failed)
 
-    since = [0, 0]
     if exchange:
         go_on()
     else:

@@ -126,8 +126,3 @@ class Naming(Telling):
         self._pruned_at = self.inodes.newest
         for parent, name in self.inodes.oldest(2 * _PRUNE):
             self.effects.append(InvalidateEntry(parent, name))
-
-
-def waits_for_lock(request: operations.Request) -> bool:
-    """Whether it takes as long as another keeps the lock."""
-    return isinstance(request, operations.Setlk) and request.wait

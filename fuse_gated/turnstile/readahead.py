@@ -145,12 +145,9 @@ class Readahead:
             self._enough = max(bounds.ENOUGH, self._enough // 2)
 
     def _wait(self, t: "Desk", call: Call, chunk: Chunk, came: float) -> None:
-        if call.deadline is None:
-            call.deadline = t.now + t.limits.deadline
-        call.waits = True
         self._came[call.id] = came
         chunk.waiting.append(call)
-        t.measures.waits(call)
+        t.wait(call)
 
     def _holds(self, t: "Desk", reader: Reader, chunk: Chunk, came: float) -> bool:
         return came <= chunk.asked + bounds.BELIEVED or (chunk.followed and knowing.is_followed(t, reader.handle))
@@ -221,13 +218,11 @@ class Readahead:
         """Who waited for it goes on: to look for it `again`, or to ask the client."""
         waiting, chunk.waiting = chunk.waiting, []
         for call in waiting:
-            call.waits = False
-            call.back, call.usec = t.now, t.session.usec
-            if t.is_answered(call):
-                self._came.pop(call.id, None)
-            else:
+            if t.goes_on(call):
                 call.waited = not again
                 t.again(call)
+            else:
+                self._came.pop(call.id, None)
 
     # Forgetting.
 

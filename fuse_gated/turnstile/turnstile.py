@@ -18,7 +18,7 @@ from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Caller, Failed, Request
 from fuse_gated.tree.journal import AnyRow
 from fuse_gated.turnstile import climbing, knowing, lazily
-from fuse_gated.turnstile.call import Call, Failure
+from fuse_gated.turnstile.call import Call, Failure, waits_for_lock
 from fuse_gated.turnstile.effects import Answer, Close
 from fuse_gated.turnstile.limiting import Limiting
 from fuse_gated.turnstile.limits import Limits, Statistics
@@ -106,8 +106,7 @@ class Turnstile(Limiting):
             return
         call.interrupted = True
         pending = self.session.get(number)
-        waits_for_lock = isinstance(call.request, operations.Setlk) and call.request.wait
-        if waits_for_lock and (pending is None or not self.session.cancel(number)):
+        if waits_for_lock(call.request) and (pending is None or not self.session.cancel(number)):
             self.session.give_up(number)
             self.fail(call, "EINTR")
             return

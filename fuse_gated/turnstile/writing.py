@@ -30,7 +30,6 @@ def write(t: Desk, call: Call, request: operations.Write) -> None:
     data = memoryview(bytes(request.data) if t.session.would_wait(size) else request.data)
 
     def answered(count: int) -> None:
-        t.cache.changes(t.handles.path(handle))
         knowing.written(t, handle)
         sandbox.check_count(count, size)
         handle.writes += 1
@@ -58,7 +57,6 @@ def fallocate(t: Desk, call: Call, request: operations.Fallocate) -> None:
     t.cache.changes(t.handles.path(handle))
 
     def answered(_result: None) -> None:
-        t.cache.changes(t.handles.path(handle))
         knowing.written(t, handle)
         handle.writes += 1
         t.answer_change(call, Done(), t.siblings(handle.node), contents=True)
@@ -77,7 +75,6 @@ def copy_file_range(t: Desk, call: Call, request: operations.CopyFileRange) -> N
     t.cache.changes(t.handles.path(target))
 
     def answered(count: int) -> None:
-        t.cache.changes(t.handles.path(target))
         knowing.written(t, target)
         sandbox.check_count(count, length)
         source.reads += 1

@@ -30,6 +30,7 @@ _ROOM: Final = 3 * 2**30
 """Bytes of memory that are left to the machine's others: where there are fewer, no more sessions are opened."""
 _STEP: Final = 250
 _LEFT_AFTER: Final = 60.0
+_STILL: Final = 0.5
 OPERATIONS: Final = ("list", "stat", "read", "write")
 
 
@@ -107,6 +108,8 @@ def place(**tenant: Any) -> Iterator[Place]:
             first.open(["first"], 1)
             first.close()
         until(lambda: not made.parts.workers, "the first session has gone")
+        # Its last words are told and its descriptors let go of a moment later.
+        until(lambda: _stands_still(made), "the daemon has let go of the first session")
         yield made
 
 
@@ -284,6 +287,12 @@ def descriptors(here: Place) -> dict[str, int]:
         "supervisor": of(here.parts.supervisor), "keeper": of(here.keeper), "daemon": of(here.daemon),
         "worker": max(map(of, sample), default=0),
     }  # fmt: skip
+
+
+def _stands_still(here: Place) -> bool:
+    first = descriptors(here)
+    time.sleep(_STILL)
+    return descriptors(here) == first
 
 
 def _settled(here: Place, empty: dict[str, int]) -> bool:

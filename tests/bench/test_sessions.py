@@ -33,8 +33,8 @@ def test_what_sessions_cost(tmp_path: Path) -> None:
         assert row["close"]["in_order"] == row["sessions"]
         for part, each in (("daemon", 5), ("keeper", 2), ("supervisor", 3)):
             empty, there, left = (row[when]["descriptors"][part] for when in ("empty", "idle", "left"))
-            # One more where something that has just ended is still being told of.
-            assert 0 <= there - empty - row["sessions"] * each <= 2
+            # One or two more, on either side, where something that has just ended is still being told of.
+            assert abs(there - empty - row["sessions"] * each) <= 2
             assert left - empty <= 1, "nothing is left of what has gone"
         assert row["idle"]["descriptors"]["worker"] == 11
         assert 0 < row["idle"]["pss"] - row["empty"]["pss"] < row["sessions"] * 15

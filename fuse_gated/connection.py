@@ -63,6 +63,7 @@ class Connection:
         self._made: socket.socket | None = None
         """What the thread has connected, until the loop takes it."""
         self._timer: Timer = loop.after(CONNECT_TIMEOUT, self._took_too_long)
+        self._pulse: Timer | None = None
         # In a thread, because name resolution cannot be done without waiting.
         threading.Thread(target=self._connect, name="fuse-gate-connect", daemon=True).start()
 
@@ -77,9 +78,8 @@ class Connection:
             self._websocket.send_now(message)
 
     def welcomed(self) -> None:
-        """The session is open: from now on silence is what ends the connection."""
+        """The session is open: from now on nothing but silence ends the connection."""
         self._timer.cancel()
-        self._timer = self._loop.after(self._dead_after / _PINGS, self._keep_alive)
 
     def close(self, code: int, reason: str) -> bool:
         """Start the closing handshake, upon which `on_lost` follows. False if there is nothing to close: nothing follows."""
@@ -98,6 +98,8 @@ class Connection:
             if self._made is not None:
                 self._made.close()
         self._timer.cancel()
+        if self._pulse is not None:
+            self._pulse.cancel()
         if self._websocket is not None:
             self._websocket.abort()
 
@@ -172,6 +174,8 @@ class Connection:
         else:
             self._timer.cancel()
             self._timer = self._loop.after(LOGIN_TIMEOUT, self._login_took_too_long)
+            # A link may die before the welcome as well, which then waits for nobody: the session's programs do.
+            self._pulse = self._loop.after(self._dead_after / _PINGS, self._keep_alive)
             self._owner.on_upgraded()
 
     def on_message(self, data: bytes | bytearray) -> None:
@@ -202,7 +206,7 @@ class Connection:
         else:
             self._lost(Ending(PeerError(f"the server has been silent for {silent:.0f} s", "is the network up?")))
             return
-        self._timer = self._loop.after(max(every - silent, every / _PINGS) if silent < every else every, self._keep_alive)
+        self._pulse = self._loop.after(max(every - silent, every / _PINGS) if silent < every else every, self._keep_alive)
 
     def _fail(self, end: Ending, code: int) -> None:
         assert self._websocket is not None

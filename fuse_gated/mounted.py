@@ -16,11 +16,12 @@ import msgspec
 
 from fuse_gated import supervision
 from fuse_gated.config.settings import Settings
-from fuse_gated.edge.fuse_kernel import KernelDriver, Negotiated, Notifier
+from fuse_gated.edge.fuse_kernel import KernelDriver, Negotiated
 from fuse_gated.edge.fuse_libfuse import LibfuseDriver
 from fuse_gated.edge.fuse_network import NetworkDriver, NoMount
 from fuse_gated.edge.keeping import STATE_SIZE
 from fuse_gated.edge.loop import Loop, Timer
+from fuse_gated.edge.notifying import Notifier
 from fuse_gated.edge.state import Full, State
 from fuse_gated.edge.websocket import WebSocket
 from fuse_gated.errors import ProtocolError
@@ -38,7 +39,7 @@ from fuse_gated.turnstile.measures import Measures
 from fuse_gated.turnstile.memory import acquaint
 from fuse_gated.turnstile.turnstile import Limits, Turnstile
 from fuse_gated.wire import codec
-from fuse_gated.wire.messages import MAX_MESSAGE, WATCHES, Offer, Terms, Welcome
+from fuse_gated.wire.messages import AFTER, MAX_MESSAGE, WATCHES, Offer, Terms, Welcome
 
 PING_EVERY: Final = 10.0
 _LOOK_AGAIN: Final = 0.1
@@ -130,12 +131,12 @@ class Mounted:
         if shown:
             self.about.shown = shown
         self._describe()
-        self.driver = self._make_driver(device, self.about.negotiated)
+        driver = self.driver = self._make_driver(device, self.about.negotiated)
         # Before anything is carried out: what the kernel is to forget must reach it.
-        self.serving.attach(self.driver)
+        self.serving.attach(driver)
         if self.about.policy != _digest(self.tenant, self._identity):
             self.serving.turnstile.forget_all()
-        elif self.tenant.cache.mode != "strict":
+        elif self.tenant.cache.mode != "strict" and self._socket is not None:
             # What the last process counted on, nobody has watched since.
             self.serving.turnstile.forget_all_that_is_watched()
         if self._socket is None:
@@ -151,13 +152,15 @@ class Mounted:
         # The sockets of what was attached ended with the last process.
         elsewhere.release_orphans(self.serving.turnstile, self.about.driver)
         self.serving.carry_out()
-        asked = list(self.serving.turnstile.ledger.asked.values())
-        if self.driver.keeps_requests:
-            self.serving.keep_requests(self.driver)
-        for raw in asked:
-            self.driver.replay(raw)
+        asked = dict(self.serving.turnstile.ledger.asked)
+        if driver.keeps_requests:
+            self._keep_requests(driver)
+        for raw in asked.values():
+            driver.replay(raw)
+        if isinstance(driver, KernelDriver):
+            driver.replay_left(asked)
         self.serving.interrupt_again()
-        self.driver.resend()
+        driver.resend()
         self._policy_is_applied()
 
     def _prepare(self, state: int, memory: State | None = None) -> None:
@@ -174,6 +177,7 @@ class Mounted:
             ),
             export_root=offer.root,
             watches=WATCHES in offer.capabilities,
+            orders=AFTER in offer.capabilities,
         )
         self._state = memory or State(state, STATE_SIZE, turnstile.ledger.everything)
         turnstile.measures = Measures(time.monotonic, self._state.measures, slow_after=settings.slow_operation or None)
@@ -214,12 +218,18 @@ class Mounted:
             device, self._host.notifier, self.serving.on_request, self._ready, self._gone, negotiated, self._host.settings.without
         )
 
+    def _keep_requests(self, driver: KernelDriver | LibfuseDriver | NoMount) -> None:
+        """Nobody sends again what this driver reads: a successor finds it in the state."""
+        self.serving.keep_requests(driver)
+        if isinstance(driver, KernelDriver) and self._state.inbox is not None:
+            driver.read_into(self._state.inbox)
+
     def _ready(self) -> None:
         """INIT is answered: the mount can be used."""
         assert self.driver is not None
         self.about.negotiated = self.driver.negotiated
         if self.driver.keeps_requests:
-            self.serving.keep_requests(self.driver)
+            self._keep_requests(self.driver)
         self._describe()
         self._host.send(supervision.Ready(hashlib.sha256(self._secret).hexdigest()))
         self._welcome(resumed=False)

@@ -366,11 +366,12 @@ class Attr(Answer, frozen=True, gc=False):
 
 
 class Opened(Answer, frozen=True, gc=False):
-    """`keep_cache` and `direct_io` are FOPEN_KEEP_CACHE and FOPEN_DIRECT_IO."""
+    """`keep_cache`, `direct_io` and `cache_listing` are FOPEN_KEEP_CACHE, FOPEN_DIRECT_IO and FOPEN_CACHE_DIR."""
 
     handle: int
     keep_cache: bool = False
     direct_io: bool = False
+    cache_listing: bool = False
 
 
 class Created(Answer, frozen=True, gc=False):

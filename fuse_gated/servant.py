@@ -10,9 +10,10 @@ import msgspec
 from fuse_gated import allotments, supervision
 from fuse_gated.config.settings import Settings
 from fuse_gated.edge.channel import Channel
-from fuse_gated.edge.fuse_kernel import Negotiated, Notifier
+from fuse_gated.edge.fuse_kernel import Negotiated
 from fuse_gated.edge.journal import Journal
 from fuse_gated.edge.loop import Loop
+from fuse_gated.edge.notifying import Notifier
 from fuse_gated.errors import GateError, PeerError, ProtocolError
 from fuse_gated.gate.audit import Chain, Record
 from fuse_gated.gate.shares import Shares

@@ -7,7 +7,7 @@ goes through again. The loop never blocks on the journal.
 
 import select
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -47,6 +47,8 @@ class Driver(Protocol):
     on_raw: Callable[[int, bytes], None] | None
     on_answered: Callable[[int], None] | None
 
+    @property
+    def resent(self) -> Set[int]: ...
     def ready(self, events: int = 0, most: int = 16) -> None: ...
     def answer(self, unique: int, answer: KernelAnswer) -> None: ...
     def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None: ...
@@ -129,6 +131,8 @@ class Serving:
         on_full: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self.turnstile = turnstile
+        if state is not None:
+            turnstile.ahead.room, turnstile.ahead.read_back = state.ring, state.get
         self.silenced = False
         self._loop = loop
         self._socket = socket
@@ -193,6 +197,8 @@ class Serving:
             row = self.turnstile.ledger.is_interrupted(request.unique)
             if row is not None:
                 self._state.commit([row])
+        if self._driver is not None and unique in self._driver.resent:
+            self.turnstile.ledger.before.add(unique)
         try:
             self.turnstile.request(self._loop.now, unique, caller, request)
         except ProtocolError as error:
@@ -244,7 +250,7 @@ class Serving:
         untold, self.turnstile.untold = self.turnstile.untold, 0
         if untold:
             self.turnstile.note(Record(kind="audit-gap", count=untold, detail="as many operations failed with EIO meanwhile"))
-        self.silenced = self.turnstile.silenced = False
+        self.silenced = self.turnstile.silenced = self.turnstile.ahead.halted = False
         backlog, self._backlog = self._backlog, deque()
         self.turnstile.effects = [*backlog, *self.turnstile.effects]
         self.carry_out()
@@ -278,6 +284,8 @@ class Serving:
         """What no answer has told a successor, such as FORGET's."""
         if self.turnstile.ledger.changed:
             self._commit(self.turnstile.ledger.rows())
+        if not self.turnstile.ahead:
+            state.clear_ring()
         if state.bloated:
             try:
                 state.compact()
@@ -294,7 +302,12 @@ class Serving:
     def _full(self, error: Full) -> None:
         """No successor could go on with it: it ends here, in order."""
         self._state = None
+        self.turnstile.ahead.room = 0
         self._on_full(str(error))
+
+    def _hold(self, effect: effects.Hold) -> None:
+        if self._state is not None:
+            self._state.put(effect.at, effect.data)
 
     def _answer(self, effect: effects.Answer) -> None:
         if effect.rows and self._state is not None:
@@ -323,6 +336,7 @@ class Serving:
     def _put_off(self, effect: effects.Effect) -> None:
         """The journal does not take records. Within its patience everything waits in order; after that nothing is sent,
         and what was not sent fails."""
+        self.turnstile.ahead.halted = True
         if not self.silenced and self._loop.now < self._recorder.since + PATIENCE:
             self._backlog.append(_kept(effect))
             return
@@ -391,6 +405,7 @@ class Serving:
 
 _DO: Final[dict[type[effects.Effect], Callable[[Serving, Any], None]]] = {
     effects.Send: Serving._send,
+    effects.Hold: Serving._hold,
     effects.Answer: Serving._answer,
     effects.Tell: Serving._tell,
     effects.InvalidateEntry: Serving._invalidate_entry,
@@ -406,4 +421,6 @@ def _kept(effect: effects.Effect) -> effects.Effect:
         if isinstance(arguments, Write):
             copied = msgspec.structs.replace(arguments, data=memoryview(bytes(arguments.data)))
             return effects.Send(msgspec.structs.replace(effect.frame, arguments=copied))
+    if isinstance(effect, effects.Hold):
+        return effects.Hold(effect.at, bytes(effect.data))
     return effect

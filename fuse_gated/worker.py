@@ -17,10 +17,10 @@ from fuse_gated import allotments, supervision
 from fuse_gated.arrival import Arrival
 from fuse_gated.config.settings import Settings
 from fuse_gated.edge.channel import Channel
-from fuse_gated.edge.fuse_kernel import Notifier
 from fuse_gated.edge.health import Reception
 from fuse_gated.edge.journal import Journal
 from fuse_gated.edge.loop import Loop
+from fuse_gated.edge.notifying import Notifier
 from fuse_gated.edge.websocket import WebSocket
 from fuse_gated.errors import ProtocolError
 from fuse_gated.login import Login

@@ -16,9 +16,9 @@ from fuse_gated import supervision
 from fuse_gated.config.settings import Settings
 from fuse_gated.edge import process
 from fuse_gated.edge.channel import Channel
-from fuse_gated.edge.fuse_kernel import Notifier
 from fuse_gated.edge.journal import Journal, open_journal
 from fuse_gated.edge.loop import Loop
+from fuse_gated.edge.notifying import Notifier
 from fuse_gated.errors import GateError
 from fuse_gated.servant import LAST_WORDS, LOOK_AGAIN, Servant
 from fuse_gated.worker import Visitor, Worker
@@ -49,7 +49,7 @@ def run(sock: socket.socket, channel_socket: socket.socket, visitor: Visitor, pl
             sock.send(_NO_JOURNAL)
         raise
     loop, notifier = Loop(), Notifier()
-    _cage({sock.fileno(), channel_socket.fileno()}, journal, loop, place)
+    _cage({sock.fileno(), channel_socket.fileno(), *notifier.descriptors()}, journal, loop, place)
     sock.setblocking(False)
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -63,7 +63,7 @@ def stand_by(channel_socket: socket.socket, session: str, place: Place) -> int:
     """Serve a session whose client is away, in a process of its own; the exit status."""
     journal = _begin(session, place)
     loop, notifier = Loop(), Notifier()
-    _cage({channel_socket.fileno()}, journal, loop, place)
+    _cage({channel_socket.fileno(), *notifier.descriptors()}, journal, loop, place)
     channel = Channel(channel_socket, supervision.FROM_DAEMON, max_fds=_DESCRIPTORS)
     # What it tells before it has the session is no record of that session's.
     return _serve(Servant(loop, channel, journal, notifier, os.urandom(8).hex(), place.settings), place)

@@ -3,11 +3,12 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from harness import LIVE, Mounted, Server, Stage, Work, need
 from harness.namespace import enter_private_namespace
+from harness.waiting import until
 from hypothesis import HealthCheck, settings
 
 from fuse_gated.edge.libfuse import LACKS
@@ -35,7 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "driver" in metafunc.fixturenames:
-        metafunc.parametrize("driver", _drivers(metafunc.config), scope="module")
+        drivers = _drivers(metafunc.config)
+        if "kernel" in drivers and metafunc.definition.path.parent.name == "programs":
+            drivers.insert(1, "watched")
+        metafunc.parametrize("driver", drivers, scope="module")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -68,7 +72,7 @@ def watch(request: pytest.FixtureRequest) -> Iterator[None]:
 def require_driver(driver: str) -> None:
     """Skip, or fail under CI, where this machine cannot mount through `driver`."""
     need("fuse")
-    need(*(("root",) if driver == "kernel" else ("a mount by an ordinary user", "fusermount3", "fusermount")))
+    need(*(("root",) if driver != "libfuse" else ("a mount by an ordinary user", "fusermount3", "fusermount")))
 
 
 @pytest.fixture
@@ -83,6 +87,25 @@ def stage(driver: str) -> Iterator[Stage]:
 def server(stage: Stage) -> Server:
     """A server of the test's own, with one tenant, acme, that may do everything."""
     return stage.server()
+
+
+@pytest.fixture
+def seen(driver: str) -> Callable[[Callable[[], bool]], None]:
+    """Asserts what one side sees of what the other has just done: at once, or, where the product remembers and writes ahead, as
+    soon as it has been told."""
+
+    def seen(condition: Callable[[], bool]) -> None:
+        def holds() -> bool:
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                return condition()
+            return False
+
+        if driver == "watched":
+            until(holds, "what the other side did is seen")
+        else:
+            assert condition()
+
+    return seen
 
 
 @pytest.fixture(scope="module")

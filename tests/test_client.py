@@ -52,7 +52,7 @@ def test_a_session_from_hello_to_goodbye(stage: Stage) -> None:
     assert hello.offer.root == os.fsencode(stage.root)
     assert hello.offer.program.startswith("fuse-gate/")
     assert hello.offer.token is None
-    assert hello.offer.capabilities == (("chown", "watches") if os.geteuid() == 0 else ("watches",))
+    assert hello.offer.capabilities == (("chown", "watches", "after") if os.geteuid() == 0 else ("watches", "after"))
     assert bytes(result("read", read)) == b"2345"
     assert release.errno is None
     stage.turn_until(lambda: server.closed)
@@ -305,8 +305,9 @@ def test_the_first_reason_is_the_one_told(stage: Stage, monkeypatch: pytest.Monk
     assert "before the welcome" in stage.failure().message
 
 
-def test_a_silent_server_is_given_up(stage: Stage) -> None:
-    stage.set(first_message(welcome(), ScriptedServer.fall_silent))
+@pytest.mark.parametrize("welcomed", [True, False], ids=["welcomed", "not yet"])
+def test_a_silent_server_is_given_up(stage: Stage, welcomed: bool) -> None:
+    stage.set(first_message(*([welcome()] if welcomed else []), ScriptedServer.fall_silent))
     assert "silent" in stage.failure(persistence=Persistence(reconnect=False, dead_after=0.1)).message
 
 

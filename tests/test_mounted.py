@@ -19,13 +19,15 @@ from harness.log import DEADLINE
 from fuse_gated import supervision
 from fuse_gated.config.settings import Settings
 from fuse_gated.edge.channel import Channel
-from fuse_gated.edge.fuse_kernel import FLAGS, Negotiated, Notifier
+from fuse_gated.edge.fuse_kernel import FLAGS, Negotiated
 from fuse_gated.edge.fuse_requests import IN_HEADER
+from fuse_gated.edge.inbox import SIZE as INBOX_SIZE
 from fuse_gated.edge.journal import JournalFile
 from fuse_gated.edge.keeping import STATE_SIZE
 from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.memory import make_memory, make_state
-from fuse_gated.edge.state import MAGIC, State
+from fuse_gated.edge.notifying import Notifier
+from fuse_gated.edge.state import MAGIC, RING_SIZE, State
 from fuse_gated.gate.audit import Chain, Record
 from fuse_gated.gate.audit_verify import verify
 from fuse_gated.gate.shares import SIZE
@@ -34,12 +36,13 @@ from fuse_gated.gate.verdict import ALL, Rule
 from fuse_gated.mounted import About, _digest
 from fuse_gated.operations import Attributes
 from fuse_gated.servant import Servant
-from fuse_gated.tree.journal import Asked, HandleRow, Known, NodeRow, Row
-from fuse_gated.wire.messages import Offer
+from fuse_gated.tree.journal import Asked, HandleRow, Known, NodeRow, Owed, Row
+from fuse_gated.wire.messages import Offer, Write
 
 SESSION = "5" * 16
 IDENTITY = Identity(owner_uid=0, owner_gid=0, uids=(0,))
 EVERY_FLAG = sum(FLAGS.values())
+WRITE = msgspec.msgpack.encode(Write(77, 0, memoryview(b"")))
 NODE = NodeRow(2, 1, b"f", (7, 2, 0o100000), 1, "", 0, False)
 ROOT_ATTRIBUTES = Attributes(7, 1, 0o040755, 2, 0, 0, 0, 5, 8, 4096, 1, 2, 3)
 GETATTR, FORGET, READ = 3, 2, 15
@@ -213,6 +216,26 @@ def test_a_policy_that_changed_meanwhile(scene: Scene) -> None:
     assert sorted(error for error, _ in written) == [2, 2, 3, RESEND]
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_request_that_was_read_and_perhaps_not_kept(scene: Scene, kept: bool) -> None:
+    """It is answered once, and nobody is asked to send anything again."""
+    raw = IN_HEADER.pack(56, GETATTR, 8, 1, 0, 0, 9, 0, 0) + bytes(16)
+    unread(scene, raw, [NODE, Known(ROOT_ATTRIBUTES, None), *([Asked(8, raw)] if kept else [])])
+    scene.take_over()
+    assert scene.written() == ([(0, 8)] if kept else [(0, 9), (0, 8)]), "whether anybody waits for 8, and the answer"
+    mounted = scene.servant.mounted
+    assert mounted is not None
+    assert mounted.serving.turnstile.ledger.asked == {}
+    scene.ask(GETATTR, 10, bytes(16))
+    scene.until(lambda: mounted.serving.turnstile.statistics.operations == 2)
+    assert scene.written() == [(0, 10)]
+    left = State(scene.state, STATE_SIZE, lambda: ())
+    assert left.inbox is not None
+    assert left.inbox.room[8:16] == struct.pack("=Q", 10), "read into where the next one looks"
+    assert left.inbox.left() == 0
+    left.close()
+
+
 def test_it_yields(scene: Scene) -> None:
     scene.leave()
     scene.take_over()
@@ -295,6 +318,12 @@ def sealed(record: bytes, sequence: int = 9) -> Callable[[Scene], None]:
     return leave
 
 
+def unread(scene: Scene, data: bytes, rows: Sequence[Row] = (NODE, Known(ROOT_ATTRIBUTES, None))) -> None:
+    """What the last process has read, and nothing more."""
+    scene.leave(rows, what=about(negotiated=Negotiated(38, 0, 4096)))
+    scene.put(STATE_SIZE - INBOX_SIZE, data)
+
+
 HOSTILE: dict[str, Callable[[Scene], Any]] = {
     "another version": lambda scene: scene.put(0, b"fgstate9"),
     "never begun": lambda _scene: None,
@@ -303,7 +332,9 @@ HOSTILE: dict[str, Callable[[Scene], Any]] = {
     "about: nested": lambda scene: scene.leave(what=b"\x81\xa5offer" + deep(60_000)),
     "about: not UTF-8": lambda scene: scene.leave(what=about().replace(b"/run/m", b"/run/\xff")),
     "about: libfuse": lambda scene: scene.leave(what=about(driver="libfuse", path="x")) and scene.put(8, b"\xff" * 56),
-    "rows: garbage": lambda scene: (scene.leave(), scene.put(2**18 + 2 * 2**20, b"\xff" * 64)),
+    "rows: garbage": lambda scene: (scene.leave(), scene.put(2**18 + 2 * 2**20 + RING_SIZE, b"\xff" * 64)),
+    "rows: owed": lambda scene: scene.leave([Owed(2, 1, (7, 2, 0o100000), b"f", "write", b"\xc1", 0, 5)]),
+    "rows: owed beyond its room": lambda scene: scene.leave([Owed(2, 1, (7, 2, 0o100000), b"f", "write", WRITE, RING_SIZE, 5)]),
     "rows: contradict": lambda scene: scene.leave([HandleRow(1, 9, b"f", 7, 0, False, 0.0, 0, 0, 0, 0, 0, 0)]),
     "length": lambda scene: (scene.leave(), scene.put(16, b"\xff" * 16)),
     "epoch": lambda scene: (scene.leave(), scene.put(32, b"\xff" * 8)),
@@ -319,6 +350,11 @@ HOSTILE: dict[str, Callable[[Scene], Any]] = {
     "requests: garbage": lambda scene: scene.leave([Asked(8, b"\xff" * 50)], what=about(negotiated=Negotiated(38, 0, 4096))),
     "requests: nothing": lambda scene: scene.leave([Asked(8, b"")], what=about(negotiated=Negotiated(38, 0, 4096))),
     "requests: huge": lambda scene: scene.leave([Asked(8, bytes(2**21))], what=about(negotiated=Negotiated(38, 0, 4096))),
+    "what was read: garbage": lambda scene: unread(scene, b"\xff" * 50),
+    "what was read: half a header": lambda scene: unread(scene, IN_HEADER.pack(39, GETATTR, 8, 1, 0, 0, 9, 0, 0)),
+    "what was read: huge": lambda scene: unread(scene, IN_HEADER.pack(INBOX_SIZE + 1, GETATTR, 8, 1, 0, 0, 9, 0, 0)),
+    "what was read: half a request": lambda scene: unread(scene, IN_HEADER.pack(40, GETATTR, 8, 1, 0, 0, 9, 0, 0)),
+    "what was read: a beginning": lambda scene: unread(scene, IN_HEADER.pack(104, 26, 8, 1, 0, 0, 9, 0, 0) + bytes(64)),
 }
 
 

@@ -14,20 +14,25 @@ from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 from fuse_gated import serving as serving_module
-from fuse_gated.edge.fuse_kernel import KernelDriver, Notifier
+from fuse_gated.edge.fuse_kernel import RESENT, KernelDriver
 from fuse_gated.edge.fuse_requests import OPCODES
 from fuse_gated.edge.journal import JournalSocket
+from fuse_gated.edge.keeping import STATE_SIZE
 from fuse_gated.edge.loop import Loop
+from fuse_gated.edge.memory import make_state
+from fuse_gated.edge.notifying import Notifier
+from fuse_gated.edge.state import Full, State
 from fuse_gated.edge.websocket import WebSocket
 from fuse_gated.errors import KernelError, ProtocolError
 from fuse_gated.gate.audit import Chain, Record, digest, first_head
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.limiter import Limiter
-from fuse_gated.gate.tenant import Identity, Tenant
+from fuse_gated.gate.tenant import Cache, Identity, Tenant
 from fuse_gated.gate.tenant import Limits as TenantLimits
 from fuse_gated.gate.verdict import ALL, Rule
 from fuse_gated.operations import Attributes
 from fuse_gated.serving import Recorder, Serving
+from fuse_gated.tree.journal import Owed, SettledOwed
 from fuse_gated.turnstile import directories
 from fuse_gated.turnstile.limits import Limits
 from fuse_gated.turnstile.turnstile import Turnstile
@@ -132,7 +137,8 @@ class Server(Client):
 class Session:
     """One session whose kernel, client and journal are the test's."""
 
-    def __init__(self, **tenant):
+    def __init__(self, *, watches=False, memory=None, **tenant):
+        """With a `memory` the client keeps the order of what it is asked, so that writes are answered ahead."""
         self.loop = Loop()
         self.journald = Journald()
         self.violations = []
@@ -149,10 +155,14 @@ class Session:
         self.client.socket.flush_soon()
         policy = Tenant(name="acme", rules=(Rule("/secret", hide=True), ALLOWED), **tenant)
         gate = Gate(policy, Identity(owner_uid=1000, owner_gid=1000, anyone=True))
-        turnstile = Turnstile(gate, Limiter(policy.limits, self.loop.now), Limits(), export_root=b"")
+        limiter, orders = Limiter(policy.limits, self.loop.now), memory is not None
+        turnstile = Turnstile(gate, limiter, Limits(), export_root=b"", watches=watches, orders=orders)
+        self.state = State(memory, STATE_SIZE, turnstile.ledger.everything) if memory is not None else None
+        self.full = []
         self.chain = Chain("acme", "session", "src")
         self.recorder = Recorder(self.loop, self.journald.journal, self.chain, self._taken, self._complained)
-        self.serving = Serving(self.loop, turnstile, self.server.socket, self.recorder, self.violations.append)
+        told = self.violations.append, self.state, self.full.append
+        self.serving = Serving(self.loop, turnstile, self.server.socket, self.recorder, *told)
         self.server.serving = self.serving
         self.device, self.kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.kernel.setblocking(False)
@@ -178,12 +188,15 @@ class Session:
         for sock in (self.device, self.kernel):
             sock.close()
         self.journald.close()
+        if self.state is not None:
+            self.state.close()
         self.loop.close()
 
-    def ask(self, name, body=b"", node=1, caller=1000):
-        """A request of the kernel; its number."""
+    def ask(self, name, body=b"", node=1, caller=1000, bits=0):
+        """A request of the kernel; its number, which it has with these bits."""
         self.number += 2
-        header = struct.pack("=IIQQIIIHH", 40 + len(body), NUMBERS[name], self.number, node, caller, 1000, 4321, 0, 0)
+        unique = self.number | bits
+        header = struct.pack("=IIQQIIIHH", 40 + len(body), NUMBERS[name], unique, node, caller, 1000, 4321, 0, 0)
         self.kernel.send(header + body)
         return self.number
 
@@ -321,6 +334,18 @@ def test_a_fault_that_a_request_brings_to_light_is_told_too(session, monkeypatch
     session.ask("READDIR", struct.pack("=QQIIQII", handle, 3, 4096, 0, 0, 0, 0))
     session.until(lambda: session.violations)
     assert "more than 3 entries" in str(session.violations[0])
+
+
+@pytest.mark.parametrize(("bits", "asked"), [(0, ["gather"]), (RESENT, ["opendir"])], ids=["the first time", "again"])
+def test_what_the_kernel_sends_again_the_client_may_have_done(bits, asked):
+    """It answers that once more, and nothing else would give it back."""
+    session = Session(watches=True, cache=Cache("watched"))
+    try:
+        session.ask("OPENDIR", struct.pack("=II", 0, 0), bits=bits)
+        session.until(lambda: session.client.frames)
+        assert session.client.asked == asked
+    finally:
+        session.close()
 
 
 def test_what_the_kernel_is_to_forget_it_is_told(session):
@@ -614,3 +639,99 @@ def test_at_the_sessions_end_callers_are_told_though_no_record_can_be(session):
     session.serving.turnstile.lost(session.loop.now)
     session.serving.carry_out()
     assert session.answered(number) == "ENOTCONN"
+
+
+# Writes that are answered ahead.
+
+
+@pytest.fixture
+def ahead():
+    """A session with a memory, and the handle of a file that is open in it."""
+    memory = make_state()
+    session = Session(memory=memory, cache=Cache("watched"))
+    session.memory = memory
+    lookup = session.lookup()
+    session.asked(lookup)
+    session.client.reply(lookup, attributes(21))
+    session.answered(lookup)
+    opened = session.ask("OPEN", struct.pack("=II", 2, 0), node=2)
+    session.asked(opened)
+    session.client.reply(opened, OpenedFile(77, attributes(21)))
+    (session.handle,) = struct.unpack_from("=Q", session.answered(opened))
+    yield session
+    session.close()
+    os.close(memory)
+
+
+def write(session, data=b"first"):
+    return session.ask("WRITE", struct.pack("=QQIIQII", session.handle, 0, len(data), 0, 0, 0, 0) + data, node=2)
+
+
+def owed(session):
+    """What a successor finds."""
+    rows = {}
+    for row in session.state.rows():
+        if isinstance(row, Owed):
+            rows[row.request] = session.state.get(row.at, row.size)
+        elif isinstance(row, SettledOwed):
+            del rows[row.request]
+    return rows
+
+
+def test_what_is_answered_ahead_is_where_a_successor_finds_it(ahead):
+    first, second = write(ahead), write(ahead, b"other")
+    assert struct.unpack_from("=I", ahead.answered(first)) == (5,)
+    ahead.answered(second)
+    assert owed(ahead) == {first: b"first", second: b"other"}
+    ahead.asked(second)
+    for number in (first, second):
+        ahead.client.reply(number, 5)
+    ahead.until(lambda: not owed(ahead) and ahead.state.get(0, 10) == bytes(10))
+    assert not ahead.serving.turnstile.ahead
+
+
+def test_while_a_record_waits_nothing_more_is_answered_ahead(ahead, monkeypatch):
+    monkeypatch.setattr(serving_module, "PATIENCE", 3600.0)
+    ahead.journald.block()
+    ahead.serving.tell(Record(kind="session-opened"))
+    first = write(ahead)
+    ahead.settle(3 * RETRY)
+    assert ahead.serving.turnstile.ahead.halted
+    second = write(ahead, b"other")
+    ahead.lookup(b"other-name-that-fills-the-buffer-anew")
+    ahead.settle(3 * RETRY)
+    assert not {first, second} & ahead.answers.keys()
+    ahead.journald.read()
+    ahead.answered(first)
+    ahead.asked(second)
+    assert not ahead.serving.turnstile.ahead.halted
+    data = {frame.id: bytes(codec.decode_arguments(frame).data) for frame in ahead.client.frames if frame.id in (first, second)}
+    assert data == {first: b"first", second: b"other"}
+    assert owed(ahead) == {first: b"first"}
+    for number in (first, second):
+        ahead.client.reply(number, 5)
+    ahead.answered(second)
+
+
+def test_what_could_not_be_sent_is_told_by_the_next(ahead):
+    ahead.journald.block()
+    ahead.serving.tell(Record(kind="session-opened"))
+    first = write(ahead)
+    silent(ahead)
+    ahead.answered(first)
+    ahead.journald.read()
+    ahead.until(lambda: not ahead.serving.silenced)
+    assert ahead.answered(write(ahead)) == "EIO"
+    assert not [frame for frame in ahead.client.frames if frame.operation == "write"]
+
+
+def test_where_there_is_no_room_for_what_a_successor_must_know_nothing_is_answered_ahead(ahead, monkeypatch):
+    def full(_rows):
+        raise Full("no room")
+
+    monkeypatch.setattr(ahead.state, "commit", full)
+    ahead.answered(write(ahead))
+    assert len(ahead.full) == 1
+    second = write(ahead)
+    ahead.asked(second)
+    assert second not in ahead.answers

@@ -25,10 +25,10 @@ from fuse_gated import supervision, worker_process
 from fuse_gated.config.settings import Audit, Settings
 from fuse_gated.edge import hosting, process
 from fuse_gated.edge.channel import Channel
-from fuse_gated.edge.fuse_kernel import Notifier
 from fuse_gated.edge.journal import JournalFile, JournalSocket
 from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.memory import make_memory, make_state
+from fuse_gated.edge.notifying import Notifier
 from fuse_gated.gate.shares import SIZE
 from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.gate.verdict import ALL, Rule

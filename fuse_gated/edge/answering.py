@@ -3,9 +3,13 @@
 What becomes ready in one turn of the loop leaves in one message. Requests finish in any order. Nothing is held without bound:
 a server that has more in flight than it promised is refused, and one that does not read its answers gets no further ones.
 
+A request may name others that it comes after: it is held until they have ended. A WRITE is not carried out at all (ECANCELED) if
+one of those failed, so that nothing is written behind a gap.
+
 A session may outlive its connection (`suspend`, `resume`). What had begun by then goes on to its end, and what it changed is
 answered when the server asks again; what had not begun is forgotten, because the server will ask. Only odd ids, which are the
-server's own, are never asked again: those are all carried out.
+server's own, are never asked again: those are all carried out, but for those that come after something on their own handle that
+is forgotten (a RELEASE would close what is to be written to once more: the server asks for both).
 """
 
 import time
@@ -17,6 +21,7 @@ from fuse_gated.edge.carrying import Carrying
 from fuse_gated.edge.files import Export
 from fuse_gated.edge.gathering import Collected
 from fuse_gated.edge.loop import Loop, Timer
+from fuse_gated.edge.order import Order
 from fuse_gated.edge.pool import Pool
 from fuse_gated.edge.remembered import IDEMPOTENT, PER_REQUEST_IN_FLIGHT, Remembered
 from fuse_gated.edge.request import FOR_A_CONNECTION, WEIGHTY, Request, weight_of
@@ -54,6 +59,7 @@ class Answering:
         self._loop = loop
         self._export = export
         self._carrying = Carrying(loop, export, pool, elsewhere or pool, self._finished)
+        self._order = Order(self._proceed)
         self._send = send
         self._queued = queued
         self._max_in_flight = 0
@@ -115,22 +121,32 @@ class Answering:
         unread, self._unread = self._unread, deque()
         if self._unread_timer is not None:
             self._unread_timer.cancel()
+            self._unread_timer = None
         self._batch.take()
         self._answered = self._bytes = self._answered_bytes = 0
-        not_begun = set(unread)
+        not_begun: dict[Request, set[Request]] = {request: set() for request in unread}
+        not_begun |= {request: self._order.leave(request) for request in requests.values() if self._order.holds(request)}
+        forgotten: set[Request] = set()
         for request in requests.values():
             request.heard = False
-            if request not in not_begun and not request.stop_waiting():
+            if request in not_begun:
+                continue
+            if request.stop_waiting():
+                forgotten.add(request)
+            else:
                 self._leave_over(request)
         for request in requests.values():
             if not self._is_carried_out(request) and self._carrying.withdraw(request):
                 self._let_go(request)
-        for request in unread:
-            if request.id is not None and request.id & 1:
-                request.id = None
-                if self._is_carried_out(request):
-                    self._unheard.add(request)
-                    self._carrying.start(request)
+                forgotten.add(request)
+        for request, others in not_begun.items():
+            if request.is_own and not any(request.shares_handle(other) for other in others & forgotten):
+                self._go_on_unheard(request, others)
+            else:
+                forgotten.add(request)
+        for request in forgotten:
+            # Something that an earlier connection left may still wait for it.
+            self._order.ended(request, failed=False)
 
     def forget(self) -> None:
         """The session is over, to be called while nothing is in flight: give back what it had open and locked, as soon as
@@ -150,6 +166,7 @@ class Answering:
         if self._watching is not None:
             self._watching.stop()
         self._carrying.stop()
+        self._order.clear()
         for request in [*self._requests.values(), *self._left_over.values(), *self._unheard]:
             request.stop_waiting()
             request.withdraw()
@@ -181,6 +198,8 @@ class Answering:
         if self._left_over and number in self._left_over:
             self._take_up(number, self._new_request(number, arguments))
             return
+        if frame.after and self._is_put_in_order(number, arguments, frame.after):
+            return
         known = self._remembered.reply(number, arguments) if type(arguments) not in IDEMPOTENT else None
         if known is not None:
             self._reply(known, weight)
@@ -191,9 +210,14 @@ class Answering:
             self._carry_out(number, arguments, weight)
 
     def cancelled(self, frame: wire.Cancel) -> None:
-        """End a request that waits: for a lock, or for a thread. What has begun goes on, and is answered."""
+        """End a request that waits: for its turn, for a lock, or for a thread. What has begun goes on, and is answered."""
         request = self._requests.get(frame.id)
-        if request is not None:
+        if request is None or request.known is not None:
+            return
+        if self._order.holds(request):
+            self._order.leave(request)
+            self._finished(request, "EINTR", None)
+        else:
             self._carrying.cancel(request)
 
     # Beyond a connection.
@@ -217,11 +241,14 @@ class Answering:
 
     def _leave_over(self, request: Request) -> None:
         assert request.id is not None
-        if request.id & 1:
+        if request.is_own:
             request.id = None
             self._unheard.add(request)
         else:
             self._left_over[request.id] = request
+
+    def _is_left_over(self, request: Request) -> bool:
+        return request.id is not None and self._left_over.get(request.id) is request
 
     def _is_carried_out(self, request: Request) -> bool:
         """Whether it must be done although its connection is lost. Releases are no more than there are handles; of what else
@@ -230,6 +257,17 @@ class Answering:
             return False
         own = request.id is None and len(self._unheard) <= PER_REQUEST_IN_FLIGHT * self._max_in_flight
         return own or request.is_release
+
+    def _go_on_unheard(self, request: Request, others: set[Request]) -> None:
+        """It had not begun when its connection was lost, and comes after what is still going on of these."""
+        request.id = None
+        if self._is_carried_out(request):
+            self._unheard.add(request)
+            going_on = [other for other in others if other in self._unheard or self._is_left_over(other)]
+            if going_on:
+                self._order.hold(request, going_on)
+            else:
+                self._start(request)
 
     def _take_up(self, number: int, again: Request) -> None:
         """It is asked again while it is being worked on: this connection gets its one answer."""
@@ -251,6 +289,42 @@ class Answering:
         request = Request(None, arguments)
         self._unheard.add(request)
         self._carrying.start(request)
+
+    # What comes after what.
+
+    def _is_put_in_order(self, number: int, arguments: wire.Arguments, after: tuple[int, ...]) -> bool:
+        """False if nothing keeps it from being carried out now."""
+        others = [other for name in after if (other := self._requests.get(name) or self._left_over.get(name)) is not None]
+        comes_after_failure = self._remembered.has_failed(after)
+        if not others and not (comes_after_failure and type(arguments) is wire.Write):
+            return False
+        request = self._requests[number] = self._new_request(number, arguments)
+        request.comes_after_failure = comes_after_failure
+        if type(arguments) not in IDEMPOTENT:
+            # Now, because it may be forgotten by the time that its turn comes.
+            request.known = self._remembered.reply(number, arguments)
+        if others:
+            self._order.hold(request, others)
+        else:
+            self._proceed(request)
+        return True
+
+    def _proceed(self, request: Request) -> None:
+        """Its turn has come."""
+        if request.known is not None:
+            del self._requests[request.known.id]
+            self._reply(request.known, request.weight)
+            self._order.ended(request, failed=request.known.errno is not None)
+        elif request.heard and (self._unread or self._queued() > self._max_bytes):
+            self._keep_unread(request)
+        else:
+            self._start(request)
+
+    def _start(self, request: Request) -> None:
+        if request.comes_after_failure and isinstance(request.arguments, wire.Write):
+            self._finished(request, "ECANCELED", None)
+        else:
+            self._carrying.start(request)
 
     # Answers.
 
@@ -282,15 +356,14 @@ class Answering:
         return reply
 
     def _keep_unread(self, request: Request) -> None:
-        if not self._unread:
-            self._unread_timer = self._loop.after(_UNREAD_CHECK, self._go_on)
         self._unread.append(request)
+        if self._unread_timer is None:
+            self._unread_timer = self._loop.after(_UNREAD_CHECK, self._go_on)
 
     def _go_on(self) -> None:
         while self._unread and self._queued() <= self._max_bytes:
-            self._carrying.start(self._unread.popleft())
-        if self._unread:
-            self._unread_timer = self._loop.after(_UNREAD_CHECK, self._go_on)
+            self._start(self._unread.popleft())
+        self._unread_timer = self._loop.after(_UNREAD_CHECK, self._go_on) if self._unread else None
 
     def _finished(self, request: Request, failure: str | None, result: Any) -> None:
         number = request.id
@@ -300,20 +373,21 @@ class Answering:
                 # Nobody will ever name this handle.
                 is_directory = isinstance(request.arguments, wire.Opendir)
                 self._do_unheard(wire.Releasedir(result.handle) if is_directory else wire.Release(result.handle))
-            return
-        reply = self._outcome(number, request.arguments, failure, result, request.came)
-        if request.heard:
-            del self._requests[number]
-            self._reply(reply, request.weight)
         else:
-            del self._left_over[number]
+            reply = self._outcome(number, request.arguments, failure, result, request.came)
+            if request.heard:
+                del self._requests[number]
+                self._reply(reply, request.weight)
+            else:
+                del self._left_over[number]
+        self._order.ended(request, failed=failure is not None)
 
     def _count(self, arguments: wire.Arguments, result: Any) -> None:
         if isinstance(arguments, wire.Read):
             self.bytes_read += len(result)
         elif isinstance(arguments, wire.Write):
             self.bytes_written += result
-        elif isinstance(arguments, wire.Gather):
+        else:
             self.bytes_read += sum(len(found.content) for found in result if found.content is not None)
 
     def _tell(self, notice: wire.Notice) -> None:

@@ -276,7 +276,7 @@ class Contents:
             synchronous=bool(flags & (wire.OPEN_SYNC | wire.OPEN_DSYNC)),
             local=local,
         )
-        return wire.OpenedFile(self._handles.add(file), attributes(status))
+        return wire.OpenedFile(self._handles.add(file), attributes(status), file.local)
 
     def _created(self, fd: int, directory: int, name: bytes, arguments: wire.Create, mode: int) -> wire.OpenedFile:
         try:

@@ -23,6 +23,7 @@ from fuse_gated.edge.precautions import Precautions, effective_capabilities
 from fuse_gated.edge.watches import Watches
 from fuse_gated.errors import OperatorError
 from fuse_gated.wire import messages as wire
+from fuse_gated.wire.tables import OPERATION_OF
 
 
 class Later(enum.Enum):
@@ -41,7 +42,7 @@ _SLOW: Final = frozenset({wire.Fsync, wire.Fsyncdir, wire.Fallocate, wire.CopyFi
 
 _HANDLES: Final = {
     kind: tuple(name for name in ("handle", "to_handle", "target") if name in kind.__struct_fields__)
-    for kind in wire.OPERATION_OF
+    for kind in OPERATION_OF
 }
 """The fields that may hold a handle."""
 
@@ -105,11 +106,12 @@ class Export:
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the client says of itself in its hello: 'chown', where it can give files away, 'read-only', and 'watches'."""
-        watches = (wire.WATCHES,) if self.watches is not None else ()
+        """What the client says of itself in its hello: 'chown', where it can give files away, 'read-only', 'watches', and always
+        'after'."""
+        more = (wire.WATCHES, wire.AFTER) if self.watches is not None else (wire.AFTER,)
         if self._precautions.read_only:
-            return ("read-only", *watches)
-        return ("chown", *watches) if self._precautions.can_chown else watches
+            return ("read-only", *more)
+        return ("chown", *more) if self._precautions.can_chown else more
 
     @property
     def open_handles(self) -> int:

@@ -7,17 +7,17 @@ pages) are written by a thread of their own: written by the reader they deadlock
 import contextlib
 import errno
 import os
-import queue
 import struct
-import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from typing import Final
 
 import msgspec
 
 from fuse_gated.edge import fuse_answers
-from fuse_gated.edge.fuse_requests import IN_HEADER, INIT, NOTIFY_REPLY, decode
+from fuse_gated.edge.fuse_requests import IN_HEADER, INIT, NOTIFY_REPLY, OPCODES, decode
+from fuse_gated.edge.inbox import Inbox
 from fuse_gated.edge.memory import make_buffer
+from fuse_gated.edge.notifying import Notifier, write_notice
 from fuse_gated.errors import KernelError
 from fuse_gated.operations import Answer, Caller, Destroy, Forget, Interrupt, Request
 
@@ -63,6 +63,9 @@ _FEATURES: Final[dict[str, tuple[str, ...]]] = {
 _EXPIRE_MINOR: Final = 38
 """Of the protocol that has FUSE_EXPIRE_ONLY (Linux 6.2). Before it the kernel forgets the name at once."""
 _UNANSWERED: Final = (Forget, Interrupt, Destroy)
+_NEVER_AWAITED: Final = {number for number, (name, _) in OPCODES.items() if name in ("FORGET", "BATCH_FORGET", "INTERRUPT")}
+_INTERRUPT_BIT: Final = 1
+"""FUSE_INT_REQ_BIT: in the unique of an INTERRUPT, which else is that of the request (fs/fuse/dev.c)."""
 
 RESENT: Final = 1 << 63
 """FUSE_UNIQUE_RESEND: in a request's unique, and in its answer's, once the kernel has sent it again."""
@@ -79,58 +82,6 @@ class Negotiated(msgspec.Struct, frozen=True):
     def can_resend(self) -> bool:
         """Whether the kernel sends what was read and not answered again (Linux 6.9)."""
         return bool(self.flags & FLAGS["HAS_RESEND"])
-
-
-class Notifier:
-    """The thread that writes notifications. To be started before the process is caged, which forbids new threads."""
-
-    def __init__(self) -> None:
-        self._notices: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
-        self._waiting: set[tuple[int, bytes]] = set()
-        self._writing = False
-        self._settled = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
-        self._thread.start()
-
-    @property
-    def idle(self) -> bool:
-        """Whether everything is written. A process that ends before that may stay in the kernel: what the thread waits for
-        there may be held by a caller who waits for this very process to answer."""
-        return not self._waiting and not self._writing
-
-    def put(self, fd: int, notice: bytes) -> None:
-        """Write `notice` to `fd` in a while. One that waits already is enough, so a client that tells of the same change
-        again and again fills no memory: there are at most two for each node."""
-        entry = (fd, notice)
-        if entry not in self._waiting:
-            self._waiting.add(entry)
-            self._settled.clear()
-            self._notices.put(entry)
-
-    def settle(self, seconds: float) -> None:
-        """Wait until everything is written, but no longer than this."""
-        self._settled.wait(seconds)
-
-    def stop(self) -> None:
-        """End the thread, unless it waits in the kernel: then it ends with the mount."""
-        self._notices.put(None)
-        self._thread.join(0.2)
-
-    def _run(self) -> None:
-        while (entry := self._notices.get()) is not None:
-            self._writing = True
-            # Before it is written: what changes from here on needs another one.
-            self._waiting.discard(entry)
-            write_notice(*entry)
-            self._writing = False
-            if not self._waiting:
-                self._settled.set()
-
-
-def write_notice(fd: int, notice: bytes) -> None:
-    """ENOENT: the kernel does not hold what it should forget. Anything else means that the mount is going."""
-    with contextlib.suppress(OSError):
-        os.write(fd, notice)
 
 
 class KernelDriver:
@@ -162,16 +113,18 @@ class KernelDriver:
         self._on_end = on_end
         self._notifier = notifier
         self._buffer = make_buffer(_BUFFER)
-        self._view = memoryview(self._buffer)
+        self._view = self._reading = memoryview(self._buffer)
+        self._inbox: Inbox | None = None
         self._ended = False
-        self._resent: set[int] = set()
+        self.resent: set[int] = set()
+        """Requests that the kernel has sent again, until they are answered."""
         os.set_blocking(fd, False)
 
     def ready(self, _events: int = 0, most: int = 16) -> None:
         """Read what the kernel has, `most` requests at most."""
         for _ in range(most):
             try:
-                size = os.readv(self.fd, (self._buffer,))
+                size = os.readv(self.fd, (self._reading,))
             except BlockingIOError:
                 return
             except OSError as error:
@@ -179,14 +132,14 @@ class KernelDriver:
                     continue  # the request was interrupted while we read it
                 self._end()
                 return
-            self._one(size)
+            self._one(self._reading, size)
             if self._ended:
                 return
 
     def answer(self, unique: int, answer: Answer) -> None:
         """Answer a request. One that the kernel has given up meanwhile (interrupted, aborted) is no fault."""
-        if self._resent and unique in self._resent:
-            self._resent.discard(unique)
+        if self.resent and unique in self.resent:
+            self.resent.discard(unique)
             unique |= RESENT
         parts = fuse_answers.encode(unique, answer)
         try:
@@ -218,7 +171,22 @@ class KernelDriver:
     def replay(self, raw: bytes) -> None:
         """A request that a process before this one has read."""
         self._buffer[: len(raw)] = raw
-        self._one(len(raw))
+        self._one(self._view, len(raw))
+
+    def read_into(self, inbox: Inbox) -> None:
+        """Read requests to where a successor finds the last one, from now on."""
+        self._inbox, self._reading = inbox, inbox.room
+
+    def replay_left(self, kept: Container[int]) -> None:
+        """The request that a process before this one has read into the inbox and not taken over. `kept` are those that are
+        kept in another way. Raises ValueError, struct.error or KernelError for what is no request."""
+        size = self._inbox.left() if self._inbox is not None else 0
+        if size:
+            _, opcode, unique, *_ = IN_HEADER.unpack_from(self._reading)
+            # Who is killed while the kernel copies gets some pages of a request and not the others. The kernel ends such a
+            # request: nobody waits for it. Of those that nobody ever waits for, one that has a single page is whole.
+            if unique not in kept and (size <= _PAGE if opcode in _NEVER_AWAITED else self._is_awaited(unique)):
+                self._one(self._reading, size)
 
     def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None:
         notice = fuse_answers.invalidate_inode(node, pages=pages)
@@ -236,23 +204,41 @@ class KernelDriver:
         expire = expire and self.negotiated is not None and self.negotiated.minor >= _EXPIRE_MINOR
         self._notifier.put(self.fd, fuse_answers.invalidate_entry(parent, name, expire=expire))
 
-    def _one(self, size: int) -> None:
-        length, opcode, unique, node, uid, gid, pid, _extensions, _ = IN_HEADER.unpack_from(self._buffer)
-        body = self._view[IN_HEADER.size : length]
+    def _is_awaited(self, unique: int) -> bool:
+        """Whether the kernel waits for the answer to this request. It takes the answer to an INTERRUPT of such a one, which has
+        no effect, and knows of no other (fs/fuse/dev.c, fuse_dev_do_write)."""
+        try:
+            os.write(self.fd, fuse_answers.OUT_HEADER.pack(fuse_answers.OUT_HEADER.size, 0, unique | _INTERRUPT_BIT))
+        except OSError:
+            return False
+        return True
+
+    def _one(self, view: memoryview, size: int) -> None:
+        length, opcode, unique, node, uid, gid, pid, _extensions, _ = IN_HEADER.unpack_from(view)
+        body = view[IN_HEADER.size : length]
         if length != size or size < IN_HEADER.size:
             raise KernelError(f"the kernel sent {size} bytes for a request of {length}")
         if opcode == INIT:
+            if self.negotiated is not None:
+                raise KernelError("the kernel asks for what is settled already")
             self._init(unique, body)
         elif opcode != NOTIFY_REPLY:
             request = decode(opcode, node, body)
             if self.on_raw is not None and type(request) not in _UNANSWERED:
-                self.on_raw(unique, bytes(self._view[:size]))
+                self.on_raw(unique, bytes(view[:size]))
+            inbox = self._inbox if view is self._reading else None
+            if inbox is not None and type(request) is not Interrupt:
+                # Before anything is done about it: what is not kept must not be done twice (FORGET).
+                inbox.take(unique)
             if unique & RESENT:
                 unique &= ~RESENT
-                self._resent.add(unique)
+                self.resent.add(unique)
             if type(request) is Interrupt and request.unique & RESENT:
                 request = Interrupt(request.unique & ~RESENT)
             self._on_request(unique, Caller(uid, gid, pid), request)
+            if inbox is not None and type(request) is Interrupt:
+                # This may be done twice, and must not be missed.
+                inbox.take(unique)
             if type(request) is Destroy:
                 self._end()
 

@@ -32,6 +32,9 @@ class LibfuseDriver:
     driver's buffer and is good until the callback returns. `on_ready` is called once, when libfuse serves the mount, and
     `on_end` once, when its process is gone or sends nonsense."""
 
+    resent: frozenset[int] = frozenset()
+    """As the kernel driver has it: libfuse asks once."""
+
     def __init__(
         self,
         fd: int,

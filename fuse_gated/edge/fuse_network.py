@@ -256,6 +256,7 @@ class NoMount:
 
     keeps_requests = False
     idle = True
+    resent: frozenset[int] = frozenset()
 
     def __init__(self, fd: int, loop: Loop, on_ready: Callable[[], None] | None) -> None:
         self.fd = fd

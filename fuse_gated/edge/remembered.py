@@ -6,9 +6,11 @@ a READ is never kept.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Final
 
 from fuse_gated.wire import messages as wire
+from fuse_gated.wire.tables import OPERATION_OF
 
 PER_REQUEST_IN_FLIGHT: Final = 4
 """How many answers are kept for each request that may be in flight: those that the server may not have, and those that it has
@@ -22,7 +24,7 @@ IDEMPOTENT: Final[frozenset[type[wire.Arguments]]] = frozenset(
 )  # fmt: skip
 """What may be done twice. (A second release of a handle is EBADF, for which nobody waits.)"""
 
-_CHANGES: Final = frozenset(wire.OPERATION_OF) - IDEMPOTENT
+_CHANGES: Final = frozenset(OPERATION_OF) - IDEMPOTENT
 
 
 class Remembered:
@@ -31,6 +33,8 @@ class Remembered:
     def __init__(self, limit: int = 0) -> None:
         self.limit = limit
         self._replies: OrderedDict[tuple[int, type[wire.Arguments]], wire.Reply] = OrderedDict()
+        self._failures: dict[int, int] = {}
+        """How many of the kept replies to an id are errors."""
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -44,12 +48,23 @@ class Remembered:
         if kind is wire.Setlk and reply.errno == "EAGAIN":
             return  # Nothing was done, and the server asks again under this id for as long as its caller waits.
         self._replies[reply.id, kind] = reply
+        if reply.errno is not None:
+            self._failures[reply.id] = self._failures.get(reply.id, 0) + 1
         while len(self._replies) > self.limit:
-            self._replies.popitem(last=False)
+            oldest = self._replies.popitem(last=False)[1]
+            if oldest.errno is not None:
+                self._failures[oldest.id] -= 1
+                if not self._failures[oldest.id]:
+                    del self._failures[oldest.id]
 
     def reply(self, number: int, arguments: wire.Arguments) -> wire.Reply | None:
         """The first reply to this request, if it is known."""
         return self._replies.get((number, type(arguments))) if self._replies else None
 
+    def has_failed(self, numbers: Iterable[int]) -> bool:
+        """Whether an error is known of any of these ids."""
+        return bool(self._failures) and not self._failures.keys().isdisjoint(numbers)
+
     def forget(self) -> None:
         self._replies.clear()
+        self._failures.clear()

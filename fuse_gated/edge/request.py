@@ -18,7 +18,9 @@ class Request:
     """`id` is None for what nobody will ever hear of. `heard` says whether the connection is there that asked: else the answer
     is kept until the server asks again."""
 
-    __slots__ = ("arguments", "came", "deadline", "delay", "heard", "id", "job", "pool", "timer", "weight")
+    __slots__ = (
+        "arguments", "came", "comes_after_failure", "deadline", "delay", "heard", "id", "job", "known", "pool", "timer", "weight",
+    )  # fmt: skip
 
     def __init__(self, number: int | None, arguments: wire.Arguments) -> None:
         self.id = number
@@ -33,10 +35,22 @@ class Request:
         self.deadline = 0.0
         self.came = 0.0
         """When it was read, in seconds of time.monotonic()."""
+        self.comes_after_failure = False
+        """Whether one of those that it waited for ended with an error."""
+        self.known: wire.Reply | None = None
+        """Its first answer, if it was asked before and now waits for its turn to be answered again."""
 
     @property
     def is_release(self) -> bool:
         return isinstance(self.arguments, RELEASES)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the server's own, by an id that it will not ask by again."""
+        return self.id is None or bool(self.id & 1)
+
+    def shares_handle(self, other: "Request") -> bool:
+        return not set(handles_of(self.arguments)).isdisjoint(handles_of(other.arguments))
 
     def withdraw(self) -> bool:
         """Whether it waited for a thread, and waits no more."""

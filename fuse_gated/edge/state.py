@@ -19,12 +19,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from fuse_gated.edge.inbox import SIZE as INBOX_SIZE
+from fuse_gated.edge.inbox import Inbox
 from fuse_gated.errors import OperatorError
 from fuse_gated.gate.audit import Fields
 from fuse_gated.tree.journal import AnyRow, Row
 from fuse_gated.turnstile.measures import HEADER, SIZE
 
-MAGIC: Final = b"fgstate1"
+MAGIC: Final = b"fgstate2"
 """Format and version. Another version's memory is not read: its session ends, and the client opens a new one."""
 
 _LENGTH: Final = struct.Struct("=I")
@@ -38,6 +40,7 @@ _AT_CHOSEN: Final = 56
 _AT_SEALED: Final = (64, 128)
 """Of the last sealed records, two in turn: number, hash, length of the record itself."""
 _SEALED: Final = struct.Struct("=32sI")
+_AT_REQUEST_TAKEN: Final = 192
 _WORDS: Final = 256
 """Bytes of the numbers, each of 8 bytes, that stand before everything else."""
 _AT_ABOUT: Final = (_WORDS, 2**17)
@@ -47,7 +50,12 @@ _AT_MEASURES: Final = 2**17 - SIZE
 _ABOUT_SIZE: Final = _AT_MEASURES - _WORDS
 _AT_RECORDS: Final = (2**18, 2**18 + 2**20)
 _RECORD_SIZE: Final = 2**20
-_AT_LOGS: Final = 2**18 + 2 * 2**20
+_AT_RING: Final = 2**18 + 2 * 2**20
+RING_SIZE: Final = 32 * 2**20
+"""Bytes of writes that were answered ahead (turnstile/ahead.py), at most; an eighth of a smaller memory."""
+
+_WITH_INBOX: Final = 16 * INBOX_SIZE
+"""Bytes of the smallest memory that has room for an inbox: at its end."""
 
 _MOST_ROWS: Final = 2**16
 _LONG: Final = 2**24
@@ -82,7 +90,16 @@ class State:
         self._map = mmap.mmap(descriptor, size)
         # A number is one store: whoever is killed has written all of it or nothing. (struct fills with zeros first.)
         self._words = memoryview(self._map)[:_WORDS].cast("Q")
-        self._half = (size - _AT_LOGS) // 2 // mmap.PAGESIZE * mmap.PAGESIZE
+        self.ring = min(RING_SIZE, size // 8 // mmap.PAGESIZE * mmap.PAGESIZE)
+        """Bytes that `put` has room for."""
+        self._ring_used = True
+        """As far as anybody knows: an earlier worker may have used it."""
+        self._logs = _AT_RING + self.ring
+        end = size - INBOX_SIZE if size >= _WITH_INBOX else size
+        self._half = (end - self._logs) // 2 // mmap.PAGESIZE * mmap.PAGESIZE
+        taken = self._words[_AT_REQUEST_TAKEN // 8 :][:1]
+        self.inbox = Inbox(memoryview(self._map)[end:size], taken) if end < size else None
+        """Where requests are read into that nobody sends again; None in a memory that is too small for it."""
         self._everything = everything
         self._buffer = bytearray()
         fresh = self._map[: len(MAGIC)] != MAGIC
@@ -96,6 +113,8 @@ class State:
             raise ValueError("a log that is longer than its room")
 
     def close(self) -> None:
+        if self.inbox is not None:
+            self.inbox.release()
         self._words.release()
         self._map.close()
 
@@ -172,11 +191,11 @@ class State:
         self._compact_at = self._when_to_compact(end, _COMPACT_AT)
         with contextlib.suppress(OSError, AttributeError):
             # The pages go back to the machine; without that they only stay as they are.
-            self._map.madvise(mmap.MADV_REMOVE, _AT_LOGS + old * self._half, self._half)
+            self._map.madvise(mmap.MADV_REMOVE, self._logs + old * self._half, self._half)
 
     def rows(self) -> Iterator[AnyRow]:
         """All that was committed, in its order. Raises ValueError, msgspec.DecodeError and RecursionError for what is none."""
-        position = _AT_LOGS + self._active * self._half
+        position = self._logs + self._active * self._half
         end = position + self._length
         while position < end:
             length = _LENGTH.unpack_from(self._map, position)[0] if end - position >= _LENGTH.size else self._half
@@ -189,6 +208,24 @@ class State:
                 raise ValueError(f"{count} rows at once, in {length} bytes")
             yield from _ROWS.decode(encoded)
             position += length
+
+    # What was written, and is not at the client yet.
+
+    def put(self, at: int, data: bytes | memoryview) -> None:
+        """Keep data for a successor."""
+        self._map[_AT_RING + at : _AT_RING + at + len(data)] = data
+        self._ring_used = True
+
+    def get(self, at: int, size: int) -> bytes:
+        """What was put there."""
+        return self._map[_AT_RING + at : _AT_RING + at + size]
+
+    def clear_ring(self) -> None:
+        """Nothing of it counts any more: the pages go back to the machine."""
+        if self._ring_used:
+            self._ring_used = False
+            with contextlib.suppress(OSError, AttributeError):
+                self._map.madvise(mmap.MADV_REMOVE, _AT_RING, self.ring)
 
     # The audit.
 
@@ -230,7 +267,7 @@ class State:
         end = position + len(buffer)
         if end > self._half:
             raise Full("the session's memory is full", "lower `inodes` in fuse-gated.yaml")
-        start = _AT_LOGS + half * self._half + position
+        start = self._logs + half * self._half + position
         self._map[start : start + len(buffer)] = buffer
         return end
 

@@ -19,6 +19,7 @@ RENAME_EXCHANGE: Final = 2
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 
+_CLONE_FILES: Final = 0x400
 _SYS_OPENAT2: Final = ctypes.c_long(437)  # The same on every architecture but alpha (asm-generic/unistd.h).
 _RESOLVE_NO_XDEV: Final = 0x01
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
@@ -69,6 +70,12 @@ def openat2(directory: int, path: bytes, *, must_be_directory: bool, same_mount:
         number = ctypes.get_errno()
         if number != errno.EINTR:
             raise OSError(number, os.strerror(number))
+
+
+def unshare_files() -> bool:
+    """Give this thread a table of descriptors of its own (unshare(2), CLONE_FILES): what others open or close from now on it does
+    not. False where that is forbidden."""
+    return bool(_libc.unshare(_CLONE_FILES) == 0)
 
 
 def is_elsewhere(directory: int, name: bytes) -> bool:

@@ -64,6 +64,7 @@ KINDS: Final[dict[str, tuple[str, int, str]]] = {
     "outage-over": ("2515445cbc9841b09ea5af7a4bc01cd2", NOTICE, "session {session} was without its client{why}"),
     "session-resumed": ("b63aeb375d7243bfb8ae9099d6c40a1e", NOTICE, "session {session} has its client again{why}"),
     "session-restored": ("7732e9c8e3f1483698b9de03045e97c8", WARNING, "session {session} is served by a new worker{why}"),
+    "writes-lost": ("6b3f2a0e1d0c4f6f9d5a8f1c7e24b7d1", ERROR, "lost what was written to {path}{why}"),
     "slow-operation": ("802966184689495b8b81806ef62a4ed2", WARNING, "{who}slow {what}{why}"),
     "protocol-violation": ("041da637323e46bfb28609cea697c10b", WARNING, "the client broke the protocol{why}"),
     "policy-applied": ("80be6cbe9a3b48e5b1a2517e15c5a83f", NOTICE, "policy applied{why}"),

@@ -38,7 +38,7 @@ class Cache(msgspec.Struct, frozen=True):
     """How long what the client said may be shown without asking again. `watched`: until the client tells of a change, where it
     can watch; `ttl`: for so many seconds, whatever happens; `strict`: not at all. `size`: bytes that are kept of one session."""
 
-    mode: str = "strict"  # strict | ttl | watched
+    mode: str = "watched"  # watched | ttl | strict
     ttl: float = 1.0
     size: int = 32 * 2**20
 
@@ -64,6 +64,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     outage: Outage = Outage()
     cache: Cache = Cache()
+    writes: str = "ahead"  # or through
     audit: str = "writes"  # denials | writes | opens | everything
     place: str = ""
 

@@ -57,11 +57,6 @@ class Cache(Store):
 
     # What is known.
 
-    def holds(self, path: bytes, now: float) -> bool:
-        """Whether names of this directory are kept, and are to be believed."""
-        directory = self._directories.get(path)
-        return directory is not None and now < directory.until
-
     def attributes(self, path: bytes, now: float) -> Attributes | Missing | None:
         """None: nobody knows."""
         own = self._directories.get(path)
@@ -74,7 +69,9 @@ class Cache(Store):
         if name not in directory.names:
             return MISSING if directory.complete else None
         found = directory.names[name]
-        return MISSING if found is None else found.attributes
+        if found is None:
+            return MISSING
+        return found.attributes if found.inode not in self._held else None
 
     def names(self, path: bytes, now: float) -> tuple[Name, ...] | None:
         """All entries of a directory; None: nobody knows them all."""
@@ -83,6 +80,8 @@ class Cache(Store):
             return None
         self._directories.move_to_end(path)
         found = tuple(name for name in directory.names.values() if name is not None)
+        if self._held:
+            found = tuple(name._replace(attributes=None) if name.inode in self._held else name for name in found)
         return found if all(name.type for name in found) else None
 
     def content(self, path: bytes) -> bytes | None:
@@ -91,11 +90,7 @@ class Cache(Store):
         content = self._contents.get(path)
         if content is not None:
             self._contents.move_to_end(path)
-        return content
-
-    def unchanged(self, path: bytes, since: int) -> bool:
-        """Whether nothing became of it since then, as far as we know."""
-        return self._happened.is_same(path, since) and self._happened.is_in_place(path, since)
+        return content if not (self._held and self._is_held(path)) else None
 
     def until(self, path: bytes, attributes: Attributes) -> tuple[float, float]:
         """Until when the path stands for this file, and until when these very attributes will do; 0.0: not even now."""
@@ -103,6 +98,8 @@ class Cache(Store):
         directory, name = self._parent(path)
         known = directory.names.get(name) if directory is not None else None
         named = directory.until if directory is not None and known is not None and is_same(known, attributes) else 0.0
+        if attributes.inode in self._held:
+            return named, 0.0
         if own is not None and own.attributes is attributes:
             return named, own.until
         return named, named if known is not None and known.attributes is attributes else 0.0

@@ -27,8 +27,9 @@ class Handle:
     last judged; reads and writes are counted to be told once, when it is closed."""
 
     __slots__ = (
-        "bytes_read", "bytes_written", "directory", "flags", "generation", "id", "identity", "inherited", "node", "opened_at",
-        "page", "page_start", "path", "pid", "pinned", "reads", "remote", "renewed", "uid", "unflushed", "waiting", "writes",
+        "bytes_read", "bytes_written", "directory", "failed", "fills", "flags", "generation", "id", "identity", "inherited",
+        "kept", "made", "node", "opened_at", "page", "page_start", "path", "pid", "pinned", "reads", "remote", "renewed",
+        "silent", "uid", "unflushed", "waiting", "whole", "writes",
     )  # fmt: skip
 
     def __init__(self, number: int, node: Node | None, path: bytes, remote: int, flags: int, *, directory: bool = False) -> None:
@@ -48,16 +49,29 @@ class Handle:
         self.writes = 0
         self.bytes_written = 0
         self.unflushed = False
+        self.silent = False
+        """Whether the client has nothing to tell when it is closed, so that it need not be asked."""
+        self.made: Attributes | None = None
+        """Of a file that was created by opening it, and changed by nobody else since: what it is like by now."""
+        self.failed = ""
+        """The errno of a write that was answered before it failed, until somebody is told."""
         self.page: tuple[Listed, ...] = ()
         """Of a directory: the entries last received, from cookie `page_start` on, so that what did not fit one READDIR is
         not asked for again. One page, so that a listing without end costs no memory."""
         self.page_start = -1
+        self.whole = False
+        """Of a directory: whether its page is all of the listing, as it was known."""
         self.renewed = False
         """Of a directory: whether its page is to be used when it is read from the beginning."""
         self.pinned: tuple[Attributes, bytes] | None = None
         """Of a file that is only open here: what it was when it was opened."""
         self.identity: Identity | None = None
         """Which file that is, where it has no node that says so."""
+        self.kept = -1
+        """Since when (as Node.kept) what is read through it and kept by the kernel is what the client said; -1 where it keeps
+        nothing of it."""
+        self.fills = False
+        """Of a directory: whether the kernel is putting together what it keeps of the listing."""
         self.inherited = False
         """Of what is only open here: the client may have opened it for a process before this one."""
         self.waiting: list[tuple[Callable[[], None], Callable[[str], None]]] = []
@@ -150,6 +164,14 @@ class Handles:
                 self.locks.closed(node.id)
             self._inodes.collect(node)
         return handle
+
+    def close(self, remote: int, *, directory: bool) -> int:
+        """What the client has opened, and nobody here wants: the number by which `releasing` knows it."""
+        number = self._next
+        self._next += 1
+        self.releasing[number] = Releasing(remote, directory)
+        self.changed.add(number)
+        return number
 
     def released(self, number: int) -> None:
         """The client has closed it."""

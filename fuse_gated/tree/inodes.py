@@ -33,8 +33,8 @@ class Node:
     child is left. A detached node has lost its name; what is open on it lives on in `handles`."""
 
     __slots__ = (
-        "_epoch", "_gone", "_path", "attributes", "children", "climbs", "handles", "id", "identity", "lookups", "lost", "name",
-        "parent",
+        "_epoch", "_gone", "_path", "attributes", "children", "climbs", "handles", "id", "identity", "kept", "lookups", "lost",
+        "name", "parent",
     )  # fmt: skip
 
     def __init__(self, number: int, parent: "Node | None", name: bytes, identity: Identity | None) -> None:
@@ -53,6 +53,9 @@ class Node:
         """As the client told them last, where that is remembered (turnstile/outage.py)."""
         self.climbs = 0
         """Of a directory: how many levels above it a link lead that was shown, of those somewhere beneath it."""
+        self.kept = -1
+        """Since when (tree/cache.py's tick) what the kernel keeps of a directory's listing or of a file's content is what the
+        client said; -1 where it keeps none."""
         self._path = b""
         self._gone = ""
         self._epoch = -1
@@ -243,7 +246,7 @@ class Inodes:
         if number in self._nodes or (not lost and name in parent.children):
             raise ValueError(f"node {number} is there twice")
         node = self._nodes[number] = Node(number, parent, name, identity)
-        node.lookups, node.lost, node.climbs = lookups, lost, climbs
+        node.lookups, node.lost, node.climbs, node.kept = lookups, lost, climbs, 0
         if not lost:
             parent.children[name] = node
         if linked and identity is not None:

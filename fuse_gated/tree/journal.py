@@ -64,6 +64,7 @@ class HandleRow(Row, frozen=True, gc=False, tag=3):
     bytes_read: int
     writes: int
     bytes_written: int
+    failed: str = ""
 
 
 class HandleGone(Row, frozen=True, gc=False, tag=4):
@@ -150,9 +151,29 @@ class Settled(Row, frozen=True, gc=False, tag=11):
     request: int
 
 
+class Owed(Row, frozen=True, gc=False, tag=16):
+    """A change whose caller has been answered, and the client has not (turnstile/ahead.py): what it asks of the client
+    (wire/messages.py), without its data, which lies at `at`; of which file, and where that was."""
+
+    request: int
+    handle: int
+    file: Identity
+    path: bytes
+    operation: str
+    arguments: bytes
+    at: int
+    size: int
+
+
+class SettledOwed(Row, frozen=True, gc=False, tag=17):
+    """The client has carried it out, or an error has been noted."""
+
+    request: int
+
+
 AnyRow = (
     NodeRow | LookedUp | NodeGone | HandleRow | HandleReleasing | HandleGone | Locked | Numbers | Answered | Known | Moving
-    | Asked | Interrupted | GivenUp | Settled
+    | Asked | Interrupted | GivenUp | Settled | Owed | SettledOwed
 )  # fmt: skip
 
 KINDS: Final[dict[str, type[Answer]]] = {
@@ -181,7 +202,7 @@ def handle_row(handle: Handle) -> HandleRow:
     return HandleRow(
         handle.id, handle.node.id if handle.node is not None else None, handle.path, handle.remote, handle.flags,
         handle.directory, handle.opened_at, handle.uid, handle.pid, handle.reads, handle.bytes_read, handle.writes,
-        handle.bytes_written,
+        handle.bytes_written, handle.failed,
     )  # fmt: skip
 
 

@@ -25,6 +25,8 @@ from fuse_gated.tree.journal import (
     NodeGone,
     NodeRow,
     Numbers,
+    Owed,
+    SettledOwed,
     forget_changes,
 )  # fmt: skip
 from fuse_gated.tree.posix_locks import Held
@@ -42,6 +44,7 @@ class Restored(msgspec.Struct):
     asked: dict[int, bytes] = {}
     given_up: dict[int, GivenUp] = {}
     interrupted: set[int] = set()
+    owed: dict[int, Owed] = {}
 
 
 def restore(rows: Iterable[AnyRow], inodes: Inodes, handles: Handles, most: int) -> Restored:
@@ -95,6 +98,10 @@ def restore(rows: Iterable[AnyRow], inodes: Inodes, handles: Handles, most: int)
                 restored.asked[row.request] = row.raw
             case Interrupted():
                 restored.interrupted.add(row.request)
+            case Owed():
+                restored.owed[row.request] = row
+            case SettledOwed():
+                restored.owed.pop(row.request, None)
             case GivenUp(operation=""):
                 restored.given_up.pop(row.request, None)
             case GivenUp():
@@ -102,7 +109,7 @@ def restore(rows: Iterable[AnyRow], inodes: Inodes, handles: Handles, most: int)
             case _:
                 restored.asked.pop(row.request, None)
                 restored.interrupted.discard(row.request)
-        asked = max(len(restored.asked), len(restored.given_up), len(restored.interrupted))
+        asked = max(len(restored.asked), len(restored.given_up), len(restored.interrupted), len(restored.owed))
         if max(len(nodes), len(opened), len(handles.releasing), held, asked) > most:
             raise ValueError(f"more than {most} nodes, handles, locks or requests")
     _restore_nodes(nodes, inodes)
@@ -126,6 +133,7 @@ def _remember(answers: dict[int, Answer], row: Answered) -> None:
 
 
 def _restore_nodes(rows: dict[int, NodeRow], inodes: Inodes) -> None:
+    inodes.root.kept = 0
     root = rows.pop(ROOT, None)
     if root is not None:
         inodes.root.climbs = root.climbs
@@ -162,9 +170,10 @@ def _restore_handle(row: HandleRow, inodes: Inodes, handles: Handles) -> None:
     handle = Handle(row.id, node, row.path, row.remote, row.flags, directory=row.directory)
     handle.opened_at, handle.uid, handle.pid = row.opened_at, row.uid, row.pid
     handle.reads, handle.bytes_read = row.reads, row.bytes_read
-    handle.writes, handle.bytes_written = row.writes, row.bytes_written
+    handle.writes, handle.bytes_written, handle.failed = row.writes, row.bytes_written, row.failed
     # Whether something was written since the last close(2), and under which policy it was judged, no row says.
     handle.unflushed = not row.directory and bool(row.flags & 3)
     handle.generation = -1
     handle.inherited = row.remote < 0
+    handle.kept = 0
     handles.restore(handle)

@@ -19,10 +19,21 @@ class Store:
         self._above: dict[bytes, int] = {}
         """How many directories are kept at or beneath a path."""
         self._contents: OrderedDict[bytes, bytes] = OrderedDict()
+        self._held: dict[int, int] = {}
+        """Inode numbers of files of which nothing is to be believed, and how many times over."""
 
     def __contains__(self, path: bytes) -> bool:
         """Whether names of this directory are kept."""
         return path in self._directories
+
+    def holds(self, path: bytes, now: float) -> bool:
+        """Whether names of this directory are kept, and are to be believed."""
+        directory = self._directories.get(path)
+        return directory is not None and now < directory.until
+
+    def unchanged(self, path: bytes, since: int) -> bool:
+        """Whether nothing became of it since then, as far as we know."""
+        return self._happened.is_same(path, since) and self._happened.is_in_place(path, since)
 
     def evict(self, path: bytes) -> None:
         """Nobody watches this directory any more, or nobody will: what is being asked about it is not to be kept either."""
@@ -36,6 +47,22 @@ class Store:
         if path in self._above:
             for other in [other for other in self._directories if is_beneath(other, path)]:
                 self.evict(other)
+
+    def hold(self, inode: int) -> None:
+        """A file is being changed, and the client's word of it is about what has been done so far: to be disregarded until
+        `let_go` has been called as often. By its number, because meanwhile it may get another name."""
+        self._held[inode] = self._held.get(inode, 0) + 1
+
+    def let_go(self, inode: int) -> None:
+        """One change is done."""
+        left = self._held.pop(inode) - 1
+        if left:
+            self._held[inode] = left
+
+    def _is_held(self, path: bytes) -> bool:
+        directory, name = self._parent(path)
+        known = directory.names.get(name) if directory is not None else None
+        return known is not None and known.inode in self._held
 
     def _parent(self, path: bytes) -> tuple[Directory | None, bytes]:
         if not path:

@@ -9,7 +9,7 @@ from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Attr, Attributes, Data, Done, Filesystem, XattrSize
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
-from fuse_gated.turnstile import knowing
+from fuse_gated.turnstile import ahead, knowing
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.wire import messages
@@ -17,6 +17,13 @@ from fuse_gated.wire import messages
 _DIRECTORY: Final = 0o040000
 _XATTR_PREFIX: Final = b"user."
 _MASK64: Final = 2**64 - 1
+ALLOWED: Final = 60.0
+"""Seconds after which the client is asked again what its user may do with a file whose mode and owner are the same: of an access
+control list nobody tells."""
+FILESYSTEM: Final = 1.0
+"""Seconds for which what was said of the filesystem's room will do (find(1) asks for it each time it begins)."""
+_MOST_ALLOWED: Final = 1024
+_NEVER: Final = ((), 0.0)
 _CHOWN: Final = Verdict("EPERM", "ownership", "everything belongs to the tenant's first user and group")
 
 
@@ -75,6 +82,11 @@ def getattr_(t: Desk, call: Call, request: operations.Getattr) -> None:
     else:
         # What is only open here has its name, by which it may be known.
         target, path, node = t.target(request.node)
+        if handle is not None and handle.pinned is not None and node is not None:
+            known = t.cache.attributes(path, t.now)
+            if known is not None and (not isinstance(known, Attributes) or identity_of(known) != node.identity):
+                # The name is another file's by now, and the kernel has not heard of that: it asks in the midst of a read(2).
+                target = handle.remote
     verdict = t.gate.see(path)
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
@@ -107,6 +119,10 @@ def setattr_(t: Desk, call: Call, request: operations.Setattr) -> None:
     # Nothing to set is a chown(2) that names neither owner nor group, and that alone drops setuid and setgid.
     arguments = messages.Setattr(target, *values, clear_setid=request.kill_suidgid or values == (None,) * 6)
     contents = request.size is not None
+    made = ahead.set_attributes(t, call, node, arguments)
+    if made is not None:
+        t.answer_change(call, Attr(shown(t, path, made)), t.siblings(node))
+        return
 
     def answer(attr: Attr) -> None:
         t.answer_change(call, attr, t.siblings(node), contents=contents)
@@ -158,15 +174,45 @@ def access(t: Desk, call: Call, request: operations.Access) -> None:
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
     t.announce_other(call, path, rule=verdict.rule)
-    t.ask(call, messages.Access(target, request.mask & 7), lambda _result: t.answer(call, Done()))
+    mask = request.mask & 7
+    rights = _rights(t, path)
+    known, until = t.allowed.get((path, mask), _NEVER)
+    if rights is not None and known == rights and t.now < until:
+        t.cache.hits += 1
+        t.answer(call, Done())
+        return
+
+    def answered(_result: None) -> None:
+        if rights is not None and _rights(t, path) == rights:
+            if len(t.allowed) >= _MOST_ALLOWED:
+                t.allowed.clear()
+            t.allowed[path, mask] = (rights, t.now + ALLOWED)
+        t.answer(call, Done())
+
+    t.ask(call, messages.Access(target, mask), answered)
+
+
+def _rights(t: Desk, path: bytes) -> tuple[int, ...] | None:
+    """What the client's kernel goes by when it says what may be done with a file, where that is watched."""
+    if not t.cache.room or t.outage is not None or t.gate.tenant.cache.mode != "watched":
+        return None
+    found = t.cache.attributes(path, t.now)
+    return (found.device, found.inode, found.mode, found.uid, found.gid) if isinstance(found, Attributes) else None
 
 
 def statfs(t: Desk, call: Call, _request: operations.Statfs) -> None:
     t.announce_other(call, b"")
+    known = t.ledger.known.filesystem
+    if known is not None and t.now < t.filesystem_until and t.outage is None:
+        t.cache.hits += 1
+        t.answer(call, known)
+        return
 
     def answered(filesystem: Filesystem) -> None:
         sandbox.check_filesystem(filesystem)
         t.ledger.saw_filesystem(filesystem)
+        if t.cache.room and t.outage is None:
+            t.filesystem_until = t.now + FILESYSTEM
         t.answer(call, filesystem)
 
     t.ask(call, messages.Statfs(), answered)

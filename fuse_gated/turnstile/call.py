@@ -18,8 +18,8 @@ class Call:
     failure must be told as well. `deadline` is set when the client is first asked, and holds for all that it is asked."""
 
     __slots__ = (
-        "asked", "back", "caller", "deadline", "id", "interrupted", "limited_as", "new_path", "operation", "path", "pause",
-        "request", "spent", "started", "told", "usec", "verdict", "waited", "waits",
+        "asked", "back", "before", "caller", "deadline", "id", "interrupted", "limited_as", "new_path", "operation", "path",
+        "pause", "request", "spent", "started", "told", "usec", "verdict", "waited", "waits",
     )  # fmt: skip
 
     def __init__(self, number: int, caller: Caller, request: Request, operation: str, started: float) -> None:
@@ -33,6 +33,8 @@ class Call:
         self.new_path: bytes | None = None
         self.told = False
         self.interrupted = False
+        self.before = False
+        """Whether a process before this one had it: the client may have been asked, under its number."""
         self.limited_as = ""
         """The limiter's class, while the limiter holds it back."""
         self.pause = 0.0

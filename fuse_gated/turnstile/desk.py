@@ -17,7 +17,7 @@ from fuse_gated.operations import Attributes, Failed
 from fuse_gated.tree.cache import Cache
 from fuse_gated.tree.handles import Handle, Releasing
 from fuse_gated.tree.inodes import Node
-from fuse_gated.turnstile import knowing, lazily
+from fuse_gated.turnstile import ahead, knowing, lazily
 from fuse_gated.turnstile.bounds import LARGEST_SUM
 from fuse_gated.turnstile.call import Call, Failure, ignored, waits_for_lock
 from fuse_gated.turnstile.effects import Answer, InvalidateInode, Send
@@ -25,6 +25,7 @@ from fuse_gated.turnstile.ledger import Ledger
 from fuse_gated.turnstile.limits import Limits
 from fuse_gated.turnstile.naming import Naming
 from fuse_gated.turnstile.outage import Outage
+from fuse_gated.turnstile.owing import Owing
 from fuse_gated.turnstile.prefetch import Prefetch
 from fuse_gated.turnstile.readahead import Readahead
 from fuse_gated.wire import messages
@@ -39,7 +40,9 @@ _UNLOCK: Final = 2
 class Desk(Naming):
     """The state of one mounted session, and what handlers do with it."""
 
-    def __init__(self, gate: Gate, limiter: Limiter, limits: Limits, *, export_root: bytes, watches: bool = False) -> None:
+    def __init__(
+        self, gate: Gate, limiter: Limiter, limits: Limits, *, export_root: bytes, watches: bool = False, orders: bool = False
+    ) -> None:
         super().__init__(limits, gate.tenant.audit)
         self.gate = gate
         self.limiter = limiter
@@ -67,7 +70,10 @@ class Desk(Naming):
         """While the client is away."""
         self.sent_before: dict[int, Pending] = {}
         """What the client had been asked when it was lost."""
-        self.ledger = Ledger(self.inodes, self.handles)
+        self.ahead = Owing(limits.max_bytes_in_flight // 2, limits.max_in_flight // 2)
+        """What callers were told to be written, and the client has not said so."""
+        self.ahead.serves = orders
+        self.ledger = Ledger(self.inodes, self.handles, self.ahead)
         """What a successor must know."""
         self.watches = watches
         """Whether the client tells of changes, and answers GATHER."""
@@ -81,10 +87,14 @@ class Desk(Naming):
         """Paths of which the message that is being taken has told."""
         self.missing: deque[tuple[float, bytes]] = deque()
         """Names of which the kernel remembers that they do not exist, and until when."""
+        self.allowed: dict[tuple[bytes, int], tuple[tuple[int, ...], float]] = {}
+        """What the client has allowed to be done with which path (attributes.access)."""
+        self.filesystem_until = 0.0
+        """Until when what it has said of its filesystem will do."""
         self.lingering: deque[tuple[float, Handle]] = deque()
         """What is only open here, and when the client is to open it (lazily.py)."""
-        self.again: Callable[[Call], None] = ignored
-        """Brings a request to its handler once more."""
+        self._grace: deque[tuple[float, Call]] = deque()
+        """Whose callers got a signal, and until when an answer still reaches them."""
         self.prefetch = Prefetch()
         self.readahead = Readahead(min(LARGEST_SUM, limits.max_bytes_in_flight // 2))
         self.set_cache()
@@ -95,10 +105,12 @@ class Desk(Naming):
         self.cache.clear()
         self.cache.room = cache.size if self.watches and cache.mode != "strict" else 0
         self.prefetch.forget()
+        self.allowed.clear()
+        self.filesystem_until = 0.0
 
-    def forget_all_that_is_watched(self) -> None:
+    def forget_all_that_is_watched(self, *, names: bool = True) -> None:
         """Nobody tells of changes any more."""
-        knowing.expire_all(self)
+        knowing.expire_all(self, names=names)
         self.set_cache()
         self.gathering.clear()
         self.unwatched.clear()
@@ -107,8 +119,11 @@ class Desk(Naming):
         """What the client says of a file, to be remembered for when it is away."""
         if node is self.inodes.root:
             self.ledger.saw_root(attributes)
-        elif node is not None and self.remembers:
-            node.attributes = attributes
+        elif node is not None:
+            if self.remembers:
+                node.attributes = attributes
+            if node.handles:
+                ahead.saw(self, node, attributes)
 
     # The client.
 
@@ -187,6 +202,10 @@ class Desk(Naming):
         self.handles.releasing[handle.id] = Releasing(handle.remote, handle.directory, owners)
         self._give_back(handle.id)
 
+    def close(self, remote: int, *, directory: bool = False) -> None:
+        """The client is to close what it has opened for nobody: now, or when it is there again."""
+        self._give_back(self.handles.close(remote, directory=directory))
+
     def give_back_again(self) -> None:
         """What a process before this one has told the client to close, or may have had opened. To have been closed before
         is EBADF, and harmless."""
@@ -216,16 +235,17 @@ class Desk(Naming):
     def _late(self, pending: Pending, result: Any) -> None:
         """What succeeded although its caller had gone is given back."""
         arguments = pending.arguments
-        if isinstance(arguments, messages.Opendir):
-            self.ask_aside(messages.Releasedir(result.handle))
-        elif pending.operation in _OPENING:
-            self.ask_aside(messages.Release(result.handle))
+        if pending.operation in _OPENING:
+            self.close(result.handle, directory=isinstance(arguments, messages.Opendir))
         elif isinstance(arguments, messages.Setlk) and arguments.type != _UNLOCK:
             self.ask_aside(
                 messages.Setlk(arguments.handle, arguments.owner, arguments.start, arguments.end, _UNLOCK, arguments.flock)
             )
 
     # The caller.
+
+    def again(self, call: Call) -> None:
+        """Bring it to its handler once more (turnstile.py)."""
 
     def wait(self, call: Call) -> None:
         """It waits for something else that the client is asked (lazily.py, gathering.py, readahead.py), within its deadline."""

@@ -14,6 +14,7 @@ from fuse_gated.turnstile import gathering, lazily
 from fuse_gated.turnstile.attributes import shown, shown_inode, still_same
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
+from fuse_gated.turnstile.effects import InvalidateInode
 from fuse_gated.turnstile.names import child_of, entry_of
 from fuse_gated.wire import messages
 
@@ -58,7 +59,8 @@ def opendir(t: Desk, call: Call, request: operations.Opendir) -> None:
     if t.tells_opens:
         t.announce(call, path, rule=verdict.rule)
     generation = t.generation
-    if gathering.may_gather(t, path) and _open_here(t, call, node, path):
+    # What came before the client may have opened: it answers that once more.
+    if not call.before and gathering.may_gather(t, path) and _open_here(t, call, node, path):
         return
 
     def answered(result: messages.OpenedFile) -> None:
@@ -67,18 +69,21 @@ def opendir(t: Desk, call: Call, request: operations.Opendir) -> None:
             shown(t, path, result.attributes)
             still_same(t, node, result.attributes)
         except Failure:
-            t.ask_aside(messages.Releasedir(result.handle))
+            t.close(result.handle, directory=True)
             raise
         handle = t.handles.add(node, path, result.handle, 0, directory=True)
         handle.generation = generation
-        t.answer(call, Opened(handle.id))
+        keeps = node is not None and path in t.cache and _keeps(t, node, handle, since)
+        t.answer(call, Opened(handle.id, keep_cache=keeps, cache_listing=handle.kept >= 0))
 
+    since = t.cache.tick
     t.ask(call, messages.Opendir(path), answered)
 
 
 def _open_here(t: Desk, call: Call, node: Node | None, path: bytes) -> bool:
     """Open it without asking, if all that is in it is known or is coming."""
-    found = gathering.listing_of(t, path)
+    is_kept = node is not None and node.kept >= 0 and path in t.cache and t.cache.unchanged(path, node.kept)
+    found = gathering.listing_of(t, path, names=not is_kept)
     if found is None:
         if call.waited:
             return False
@@ -93,13 +98,35 @@ def _open_here(t: Desk, call: Call, node: Node | None, path: bytes) -> bool:
     handle.generation = t.generation
     handle.opened_at = t.now
     handle.identity = identity_of(attributes)
-    _keep(t, handle, names, 0)
-    handle.renewed = True
+    if not is_kept:
+        _keep(t, handle, names, 0, whole=True)
+        handle.renewed = True
+    keeps = node is not None and _keeps(t, node, handle, t.cache.tick, is_kept=is_kept)
     lazily.opened_here(t, handle)
     t.cache.hits += 1
-    t.answer(call, Opened(handle.id))
+    t.answer(call, Opened(handle.id, keep_cache=keeps, cache_listing=handle.kept >= 0))
     t.prefetch.visited(t, path)
     return True
+
+
+def _keeps(t: Desk, node: Node, handle: Handle, since: int, *, is_kept: bool = False) -> bool:
+    """Settles whether the kernel may keep the listing that is read through this handle, and answer from it whoever opens the
+    directory until it changes (FOPEN_CACHE_DIR). It would not notice that the half it has is old and the other half new: while
+    somebody may still be putting an old one together, nobody's is kept. Whether it is to go on with what it has: taken away
+    while it puts it together, it never begins anew (fs/fuse/readdir.c)."""
+    if t.tells_everything or t.gate.tenant.cache.mode != "watched":
+        return False
+    if is_kept or all(_holds(t, node, number) for number in node.handles):
+        node.kept = handle.kept = since
+        return is_kept
+    node.kept = -1
+    return True
+
+
+def _holds(t: Desk, node: Node, number: int) -> bool:
+    """Whether what is read through this handle is as it was when that was opened."""
+    handle = t.handle(number)
+    return handle.kept < 0 or t.cache.unchanged(t.inodes.path(node), handle.kept)
 
 
 def readdir(t: Desk, call: Call, request: operations.Readdir) -> None:
@@ -125,15 +152,18 @@ def readdir(t: Desk, call: Call, request: operations.Readdir) -> None:
 
 def _fill(t: Desk, call: Call, request: operations.Readdir, handle: Handle, room: _Room, cookie: int) -> None:
     """Answer from the page at hand, or fetch the page that starts at `cookie`. Cookie 0 reads the directory anew."""
-    if not cookie and handle.remote < 0:
+    if handle.remote < 0 and (not cookie or (handle.page_start < 0 and handle.kept >= 0)):
+        # From the beginning, or from where the kernel's own copy does not go on.
         _renew(t, handle)
     start = handle.page_start
-    if (cookie or handle.remote < 0) and start <= cookie < start + len(handle.page):
-        _answer_from(t, call, request, handle, room, cookie)
-        return
-    if handle.remote < 0 and start == 0 and cookie == len(handle.page):
-        t.answer(call, Listing(tuple(room.entries), request.plus))
-        return
+    if cookie or handle.remote < 0:
+        if start <= cookie < start + len(handle.page):
+            _answer_from(t, call, request, handle, room, cookie)
+            return
+        if handle.whole and cookie == len(handle.page):
+            # Also where the client has opened it meanwhile: it may list in another order, and list what has come since.
+            _answer(t, call, request, handle, room)
+            return
     if cookie > _MOST_ENTRIES:
         raise ProtocolError(f"a directory of more than {_MOST_ENTRIES} entries", 1008)
 
@@ -143,9 +173,19 @@ def _fill(t: Desk, call: Call, request: operations.Readdir, handle: Handle, room
         if result.entries:
             _answer_from(t, call, request, handle, room, cookie)
         else:
-            t.answer(call, Listing(tuple(room.entries), request.plus))
+            _answer(t, call, request, handle, room)
 
     t.ask(call, messages.Readdir(handle.remote, cookie, _PAGE, request.plus), answered)
+
+
+def _answer(t: Desk, call: Call, request: operations.Readdir, handle: Handle, room: _Room) -> None:
+    """Nothing is the end of the listing: from then on the kernel shows others what it has put together."""
+    node = handle.node
+    if handle.kept >= 0 and node is not None:
+        handle.fills = bool(room.entries)
+        if not handle.fills and not _holds(t, node, handle.id):
+            t.effects.append(InvalidateInode(node.id))
+    t.answer(call, Listing(tuple(room.entries), request.plus))
 
 
 def _renew(t: Desk, handle: Handle) -> None:
@@ -155,19 +195,20 @@ def _renew(t: Desk, handle: Handle) -> None:
         return
     found = gathering.listing_of(t, t.handles.path(handle))
     if found is not None:
-        _keep(t, handle, found[1], 0)
+        _keep(t, handle, found[1], 0, whole=True)
     else:
-        handle.page, handle.page_start = (), -1
+        handle.page, handle.page_start, handle.whole = (), -1, False
 
 
-def _keep(t: Desk, handle: Handle, entries: tuple[Listed, ...], cookie: int) -> None:
+def _keep(t: Desk, handle: Handle, entries: tuple[Listed, ...], cookie: int, *, whole: bool = False) -> None:
     """A page that is given up for it is asked for again where it is still needed."""
-    handle.page, handle.page_start = entries, cookie
+    handle.page, handle.page_start, handle.whole = entries, cookie, whole
     t.pages.pop(handle.id, None)
     if entries:
         t.pages[handle.id] = handle
     if len(t.pages) > MOST_PAGES:
-        t.pages.pop(next(iter(t.pages))).page = ()
+        given_up = t.pages.pop(next(iter(t.pages)))
+        given_up.page, given_up.whole = (), False
 
 
 def _answer_from(t: Desk, call: Call, request: operations.Readdir, handle: Handle, room: _Room, cookie: int) -> None:
@@ -180,7 +221,7 @@ def _answer_from(t: Desk, call: Call, request: operations.Readdir, handle: Handl
             room.add(_entry(t, request, directory, listed, position + 1 + _DOTS))
         position += 1
     if room.entries:
-        t.answer(call, Listing(tuple(room.entries), request.plus))
+        _answer(t, call, request, handle, room)
     elif position == cookie:
         raise Failure("EINVAL")
     else:

@@ -15,6 +15,13 @@ class Send(msgspec.Struct, frozen=True, gc=False):
     frame: Ask | Cancel
 
 
+class Hold(msgspec.Struct, frozen=True, gc=False):
+    """Put data where a successor finds it. It may be a view of the driver's buffer, as in a `Send`."""
+
+    at: int
+    data: bytes | memoryview
+
+
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """Answer the kernel's request `request`."""
 
@@ -54,4 +61,4 @@ class Close(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-Effect = Send | Answer | Tell | InvalidateEntry | InvalidateInode | Close
+Effect = Send | Hold | Answer | Tell | InvalidateEntry | InvalidateInode | Close

@@ -10,7 +10,7 @@ from fuse_gated.gate.audit import Record
 from fuse_gated.operations import Created, Data, Done, Opened, Position
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
-from fuse_gated.turnstile import gathering, knowing, lazily
+from fuse_gated.turnstile import ahead, gathering, knowing, lazily, settling
 from fuse_gated.turnstile.attributes import shown, still_same
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
@@ -29,6 +29,8 @@ _SYNC: Final = 0o4000000
 _EXEC: Final = 0x20
 
 _TYPE: Final = 0o170000
+_BLOCK: Final = 512
+"""Bytes that `st_blocks` counts (stat(2))."""
 _REGULAR: Final = 0o100000
 
 
@@ -44,7 +46,8 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
     if t.cache.room and isinstance(target, bytes):
         if _writes(request.flags):
             t.cache.changes(path)
-        elif _open_here(t, call, request, node, path):
+        elif not call.before and _open_here(t, call, request, node, path):
+            # What came before the client may have opened: it answers that once more.
             return
 
     def answered(result: messages.OpenedFile) -> None:
@@ -53,12 +56,14 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
             shown(t, path, result.attributes)
             still_same(t, node, result.attributes)
         except Failure:
-            t.ask_aside(messages.Release(result.handle))
+            t.close(result.handle)
             raise
         opened = _opened(t, call, node, path, result.handle, request.flags, generation)
-        t.readahead.opened(t.handle(opened.handle), result.attributes)
+        handle = t.handle(opened.handle)
+        handle.kept, handle.silent = since, result.silent
+        t.readahead.opened(handle, result.attributes)
         if isinstance(request.node, bytes):
-            t.by_path.opened_again(request.node, t.handle(opened.handle))
+            t.by_path.opened_again(request.node, handle)
         if _writes(request.flags):
             t.cache.changes(path)
         if node is not None and knowing.saw_open(t, path, result.attributes, since) is result.attributes:
@@ -67,6 +72,7 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
         if request.flags & _TRUNC:
             t.readahead.changed(t, identity_of(result.attributes))
             knowing.changed_here(t, node, path)
+            settling.unmake(t, node)
             t.answer_change(call, opened, t.siblings(node), contents=True)
         else:
             t.answer(call, opened)
@@ -76,16 +82,17 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
 
 
 def _open_here(t: Desk, call: Call, request: operations.Open, node: Node | None, path: bytes) -> bool:
-    """Open it without asking, if its content is known or is coming (lazily.py)."""
+    """Open it without asking, if its content is known or is coming (lazily.py), or the kernel has it."""
     found = gathering.file_of(t, path)
-    if found is None:
+    attributes = found[0] if found is not None else gathering.kept_file(t, node, path)
+    if attributes is None:
         return t.prefetch.brings(t, call, path)
-    attributes, content = found
     shown(t, path, attributes)
     still_same(t, node, attributes)
     opened = _opened(t, call, node, path, None, request.flags, t.generation)
     handle = t.handle(opened.handle)
-    handle.pinned = (attributes, content)
+    handle.pinned = found
+    handle.kept = t.cache.tick
     handle.identity = identity_of(attributes)
     lazily.opened_here(t, handle)
     t.cache.hits += 1
@@ -115,12 +122,14 @@ def create(t: Desk, call: Call, request: operations.Create) -> None:
         t.cache.changed(path, result.attributes, since)
         if result.attributes.mode & _TYPE != _REGULAR:
             # Something else has the name by now. The kernel would drop the handle without a RELEASE; so it looks again.
-            t.ask_aside(messages.Release(result.handle))
+            t.close(result.handle)
             raise Failure("ESTALE")
         entry = entry_of(t, request.parent, request.name, path, result.attributes)
         node = t.inodes.get(entry.node) if not isinstance(request.parent, bytes) else None
         opened = _opened(t, call, node, path, result.handle, request.flags, generation)
         t.readahead.opened(t.handle(opened.handle), result.attributes)
+        t.handle(opened.handle).silent = result.silent
+        ahead.made(t, t.handle(opened.handle), result.attributes)
         t.answer(call, Created(msgspec.structs.replace(entry, attributes_valid=0.0), opened))
 
     flags = _wire_flags(request.flags)
@@ -135,6 +144,8 @@ def read(t: Desk, call: Call, request: operations.Read) -> None:
         sandbox.check_data(data, size)
         handle.reads += 1
         handle.bytes_read += len(data)
+        if handle.node is not None and handle.kept > handle.node.kept:
+            handle.node.kept = handle.kept
         t.statistics.bytes_read += len(data)
         t.answer(call, Data(data))
         if t.cache.tick != since and handle.node is not None and not t.cache.unchanged(t.handles.path(handle), since):
@@ -157,13 +168,18 @@ def flush(t: Desk, call: Call, request: operations.Flush) -> None:
     the client is not asked."""
     handle = t.handle(request.handle)
     t.announce_other(call, t.handles.path(handle))
-    if not handle.unflushed and not t.handles.locks.has(handle.place, request.owner):
-        t.answer(call, Done())
+    if not t.handles.locks.has(handle.place, request.owner) and (handle.silent or not handle.unflushed):
+        if not ahead.waits_for_owed(t, call, handle):
+            ahead.told(t, handle)
+            t.answer(call, Done())
         return
 
     def answered(_result: None) -> None:
+        if ahead.waits_for_rest(t, call, handle):
+            return
         handle.unflushed = False
         t.handles.locks.flushed(handle.place, request.owner)
+        ahead.told(t, handle)
         t.answer(call, Done())
 
     t.ask(call, messages.Flush(handle.remote, request.owner), answered)
@@ -202,7 +218,8 @@ def tell_closed(t: Desk, handle: Handle) -> None:
             bytes=handle.bytes_read + handle.bytes_written,
             count=handle.reads + handle.writes,
             duration_usec=max(0, int((t.now - handle.opened_at) * 1e6)),
-            detail=f"read {handle.bytes_read} bytes in {handle.reads}, wrote {handle.bytes_written} bytes in {handle.writes}",
+            detail=f"read {handle.bytes_read} bytes in {handle.reads}, wrote {handle.bytes_written} bytes in {handle.writes}"
+            + (f"; a write failed with {handle.failed}, and nobody asked" if handle.failed else ""),
         )
     )
 
@@ -212,9 +229,17 @@ def fsync(t: Desk, call: Call, request: operations.Fsync) -> None:
     t.announce_other(call, t.handles.path(handle))
     if handle.remote < 0:
         # Nothing was written through it.
-        t.answer(call, Done())
+        if not ahead.waits_for_owed(t, call, handle):
+            t.answer(call, Done())
         return
-    t.ask(call, messages.Fsync(handle.remote, request.data_only), lambda _result: t.answer(call, Done()))
+
+    def answered(_result: None) -> None:
+        if ahead.waits_for_rest(t, call, handle):
+            return
+        ahead.told(t, handle)
+        t.answer(call, Done())
+
+    t.ask(call, messages.Fsync(handle.remote, request.data_only), answered)
 
 
 def lseek(t: Desk, call: Call, request: operations.Lseek) -> None:
@@ -225,6 +250,15 @@ def lseek(t: Desk, call: Call, request: operations.Lseek) -> None:
         # Linux's file systems say so, not EINVAL (lseek(2) leaves it open), and programs that probe for holes rely on it.
         raise Failure("ENXIO")
     t.announce_other(call, t.handles.path(handle))
+    known = None
+    if handle.remote < 0:
+        known = handle.pinned[0] if handle.pinned is not None else gathering.kept_file(t, handle.node, t.handles.path(handle))
+    if known is not None and known.blocks * _BLOCK >= known.size:
+        # As much is allocated as it is long: whoever looks for a hole (grep(1) does) may be told that there is none (lseek(2)).
+        if request.offset >= known.size:
+            raise Failure("ENXIO")
+        t.answer(call, Position(request.offset if request.whence == 3 else known.size))
+        return
 
     def answered(offset: int) -> None:
         sandbox.check_offset(offset, max(0, request.offset))

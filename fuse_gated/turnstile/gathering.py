@@ -11,6 +11,7 @@ from fuse_gated.gate import sandbox
 from fuse_gated.operations import Attributes
 from fuse_gated.paths import join, split
 from fuse_gated.tree.cache import LONGEST_PATH
+from fuse_gated.tree.inodes import Node, identity_of
 from fuse_gated.tree.known import Name
 from fuse_gated.turnstile import knowing
 from fuse_gated.turnstile.call import Call
@@ -129,13 +130,15 @@ def _is_unwatched(t: "Desk", directory: bytes) -> None:
 # What is done with it.
 
 
-def listing_of(t: "Desk", path: bytes) -> tuple[Attributes, tuple[Name, ...]] | None:
-    """A directory's attributes and all its entries, where they are known."""
+def listing_of(t: "Desk", path: bytes, *, names: bool = True) -> tuple[Attributes, tuple[Name, ...]] | None:
+    """A directory's attributes and all its entries, where they are known; without `names` the attributes alone."""
     if not t.cache.room:
         return None
     attributes = t.cache.attributes(path, t.now)
-    names = t.cache.names(path, t.now) if isinstance(attributes, Attributes) else None
-    return (attributes, names) if isinstance(attributes, Attributes) and names is not None else None
+    if not names:
+        return (attributes, ()) if isinstance(attributes, Attributes) else None
+    found = t.cache.names(path, t.now) if isinstance(attributes, Attributes) else None
+    return (attributes, found) if isinstance(attributes, Attributes) and found is not None else None
 
 
 def file_of(t: "Desk", path: bytes) -> tuple[Attributes, bytes] | None:
@@ -145,6 +148,17 @@ def file_of(t: "Desk", path: bytes) -> tuple[Attributes, bytes] | None:
     if content is None or not isinstance(attributes, Attributes) or attributes.mode & _TYPE != _REGULAR:
         return None
     return attributes, content
+
+
+def kept_file(t: "Desk", node: Node | None, path: bytes) -> Attributes | None:
+    """What a regular file is, where the kernel has read of it and nothing has become of it since: what it reads once more it has,
+    or else asks for."""
+    if node is None or node.kept < 0 or t.tells_everything or t.gate.tenant.cache.mode != "watched":
+        return None
+    found = t.cache.attributes(path, t.now) if t.cache.unchanged(path, node.kept) else None
+    if not isinstance(found, Attributes) or found.mode & _TYPE != _REGULAR or node.identity != identity_of(found):
+        return None
+    return found
 
 
 def looked_up(t: "Desk", parent: bytes) -> None:

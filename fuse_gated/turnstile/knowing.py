@@ -37,6 +37,7 @@ MAX_NOTICES: Final = 4096
 """Changed paths in one message."""
 _TYPE: Final = 0o170000
 _REGULAR: Final = 0o100000
+_DIRECTORY: Final = 0o040000
 
 
 def answers(
@@ -156,6 +157,7 @@ def on_notice(t: "Desk", notice: Notice) -> None:
 
 def _show_nothing(t: "Desk", path: bytes, pinned: dict[bytes, list[Handle]]) -> None:
     _unpin_path(path, pinned)
+    _unkeep(t, t.inodes.find(split(path)[0]) if path else None)
     node = t.inodes.find(path)
     if node is not None:
         unpin(t, node)
@@ -169,15 +171,35 @@ def _show_anew(t: "Desk", path: bytes, attributes: Attributes | None, pinned: di
     node = t.inodes.find(path)
     if node is None:
         parent = t.inodes.find(split(path)[0]) if path else None
+        _unkeep(t, parent)
         if parent is not None and parent.lookups:
             # It may have remembered that the name does not exist.
             t.effects.append(InvalidateEntry(parent.id, split(path)[1]))
         return
     if attributes is None or (node.identity is not None and node.identity != identity_of(attributes)):
+        _unkeep(t, node.parent)
         t.forget_what_was_shown(node)
         return
     unpin(t, node)
+    _unkeep(t, node)
     t.effects.append(InvalidateInode(node.id, pages=attributes.mode & _TYPE == _REGULAR))
+
+
+def _unkeep(t: "Desk", node: Node | None, *, everywhere: bool = False) -> None:
+    """What the kernel keeps of a listing or a file is not as it is any more, nor what it is reading. It is told of a file by
+    whoever calls this. A directory's listing it forgets: that its attributes are forgotten does not do, because it might find
+    the same time of last change. What somebody is still putting together goes when that is done (directories.py), unless it goes
+    `everywhere`."""
+    if node is None or node.kept < 0:
+        return
+    node.kept = -1
+    fills = False
+    for number in node.handles:
+        handle = t.handle(number)
+        handle.kept = min(handle.kept, 0)
+        fills |= handle.fills
+    if (node.identity is None or node.identity[2] == _DIRECTORY) and (everywhere or not fills):
+        t.effects.append(InvalidateInode(node.id))
 
 
 def written(t: "Desk", handle: Handle) -> None:
@@ -218,15 +240,17 @@ def _pinned_by_path(t: "Desk") -> dict[bytes, list[Handle]]:
     return pinned
 
 
-def expire_all(t: "Desk") -> None:
+def expire_all(t: "Desk", *, names: bool = True) -> None:
     """The kernel is to ask again before it uses what it has remembered: nobody tells us of changes any more. What it holds of
-    files' content it keeps only while they are the same (FUSE_AUTO_INVAL_DATA)."""
+    files' content it keeps only while they are the same (FUSE_AUTO_INVAL_DATA). `names`: those too, which takes locks in the
+    kernel, whose holders may wait for an answer of ours."""
     t.readahead.changed(t, *t.readahead.files)
     for node in t.inodes:
-        if node.parent is not None and not node.lost:
+        if names and node.parent is not None and not node.lost:
             t.effects.append(InvalidateEntry(node.parent.id, node.name, expire=True))
         t.effects.append(InvalidateInode(node.id, pages=False))
-    while t.missing:
+        _unkeep(t, node, everywhere=True)
+    while names and t.missing:
         path = t.missing.popleft()[1]
         parent = t.inodes.find(split(path)[0])
         if parent is not None:
@@ -264,6 +288,7 @@ def settle(t: "Desk") -> None:
         if directory is None:
             continue
         t.effects.append(InvalidateInode(directory.id, pages=False))
+        _unkeep(t, directory)
         for name in names:
             node = directory.children.get(name)
             if node is not None:

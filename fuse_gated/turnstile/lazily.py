@@ -19,6 +19,7 @@ from fuse_gated.turnstile.call import Call, Failure, ignored
 from fuse_gated.wire import messages
 from fuse_gated.wire.messages import Arguments
 from fuse_gated.wire.session import Pending
+from fuse_gated.wire.tables import OPERATION_OF
 
 if TYPE_CHECKING:
     from fuse_gated.turnstile.desk import Desk
@@ -27,7 +28,7 @@ LINGERS: Final = 0.2
 """Seconds after which the client opens what is still open here."""
 _FIELDS: Final = {
     kind: tuple(field for field in ("handle", "to_handle", "target") if field in kind.__struct_fields__)
-    for kind in messages.OPERATION_OF
+    for kind in OPERATION_OF
 }
 
 
@@ -96,7 +97,7 @@ def open_at_client(t: "Desk", handle: Handle, opened: Callable[[], None], not_op
             t.handles.opened(handle, result.handle)
             _ended(handle, "")
             return
-        t.ask_aside(messages.Releasedir(result.handle) if handle.directory else messages.Release(result.handle))
+        t.close(result.handle, directory=handle.directory)
         _ended(handle, "ESTALE" if is_open else "EBADF")
 
     def failed(errno: str) -> None:
@@ -148,10 +149,14 @@ def opened_here(t: "Desk", handle: Handle) -> None:
 
 def closed_here(t: "Desk", handle: Handle) -> None:
     """It is closed, and was only open here. Whoever has it opened there just now closes it again, this process or a successor."""
+    while t.lingering and t.handles.get(t.lingering[0][1].id) is None:
+        # Most are closed at once: a timer for each would cost more than the rest of it.
+        t.lingering.popleft()
     number = t.session.lasting_id(handle.id)
     pending = t.session.known(number)
     if pending is not None:
-        t.ledger.leftovers.add(pending)
+        # It may wait for room still, and then be sent; or the client did it for a process before this one.
+        t.ledger.leftovers.may_be_done(pending)
     elif handle.inherited:
         arguments = _opening(handle, t.handles.path(handle))
         pending = Pending(number, arguments, t.now + t.limits.deadline, ignored, ignored)

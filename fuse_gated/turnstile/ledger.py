@@ -9,13 +9,14 @@ from fuse_gated.tree.handles import Handles
 from fuse_gated.tree.inodes import Inodes, Node
 from fuse_gated.tree.journal import AnyRow, Asked, Interrupted, Known, Moving, Row, Settled
 from fuse_gated.turnstile.leftovers import Leftovers
+from fuse_gated.turnstile.owing import Owing
 
 
 class Ledger:
     """The tree, what the client said last of its root and of its filesystem, and the move that the kernel may not have finished
     (climbing.py)."""
 
-    def __init__(self, inodes: Inodes, handles: Handles) -> None:
+    def __init__(self, inodes: Inodes, handles: Handles, ahead: Owing) -> None:
         self.known = Known(None, None)
         self.unfinished: list[tuple[Node, int]] = []
         """Directories that the kernel may still be moving, and how deep they lay."""
@@ -25,9 +26,12 @@ class Ledger:
         self.asked: dict[int, bytes] = {}
         """Requests as they were read, by their numbers, that nobody sends again."""
         self.asked_bytes = 0
+        self.before: set[int] = set()
+        """Requests that a process before this one has read and not answered, until they are here."""
         self.interrupted: set[int] = set()
         """Those of them whose callers got a signal."""
         self.leftovers = Leftovers()
+        self.ahead = ahead
         self._inodes = inodes
         self._handles = handles
         self._locks = handles.locks
@@ -39,7 +43,8 @@ class Ledger:
         """Whether `rows` has anything to tell."""
         inodes = self._inodes
         tree = inodes.again or inodes.changed or self._handles.changed or self._locks.changes
-        return bool(tree) or self.known is not self._told_known or not self._told_moving or self.leftovers.changed
+        writes = self.ahead.changed or self.leftovers.changed
+        return bool(tree) or writes or self.known is not self._told_known or not self._told_moving
 
     def rows(self, request: int = 0, answer: Answer | None = None) -> tuple[Row, ...]:
         """What has changed since the last call, and the answer to the request that brought it about."""
@@ -50,6 +55,7 @@ class Ledger:
         if not self._told_moving:
             rows.append(self._moving())
         rows += self.leftovers.rows()
+        rows += self.ahead.rows()
         kept = journal.kept(request, answer) if answer is not None else None
         return (*rows, kept) if kept is not None else tuple(rows)
 
@@ -63,6 +69,7 @@ class Ledger:
         for request in self.interrupted:
             yield Interrupted(request)
         yield from self.leftovers.everything()
+        yield from self.ahead.everything()
         for request, answer in self.owed.items():
             row = journal.kept(request, answer)
             assert row is not None
@@ -75,8 +82,12 @@ class Ledger:
         restored = restoring.restore(rows, self._inodes, self._handles, most)
         self.owed = restored.answers
         self.asked = restored.asked
+        self.before = set(restored.asked)
         self.interrupted = restored.interrupted & restored.asked.keys()
         self.leftovers.restore(restored.given_up)
+        if not restored.owed.keys().isdisjoint(restored.given_up):
+            raise ValueError("a request that is owed and given up")
+        self.ahead.restore(restored.owed.values(), self._handles)
         self.asked_bytes = sum(map(len, restored.asked.values()))
         if restored.known is not None:
             self.known = self._told_known = restored.known
@@ -88,6 +99,12 @@ class Ledger:
     def moving(self, unfinished: list[tuple[Node, int]], between: tuple[operations.Node, ...]) -> None:
         """The client has moved these nodes, which lay so deep, between these directories; none: the kernel is done with it."""
         self.unfinished, self.moved_between, self._told_moving = unfinished, between, False
+
+    def came_before(self, request: int) -> bool:
+        """Whether it is one of `before`, which it then is no more."""
+        came = request in self.before
+        self.before.discard(request)
+        return came
 
     def is_asked(self, request: int, raw: bytes) -> Row:
         """A request that nobody sends again; the row is to be kept before anything is done about it."""

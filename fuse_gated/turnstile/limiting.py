@@ -3,21 +3,24 @@
 import msgspec
 
 from fuse_gated import operations
-from fuse_gated.gate.gate import Gate
-from fuse_gated.gate.limiter import REFUSED, Limiter
+from fuse_gated.gate.limiter import REFUSED
 from fuse_gated.operations import Request
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.desk import Desk
-from fuse_gated.turnstile.limits import Limits
+from fuse_gated.turnstile.measures import IN_FLIGHT
 from fuse_gated.turnstile.writing import copied
 
 
 class Limiting(Desk):
     """The desk, and who waits before it."""
 
-    def __init__(self, gate: Gate, limiter: Limiter, limits: Limits, *, export_root: bytes, watches: bool = False) -> None:
-        super().__init__(gate, limiter, limits, export_root=export_root, watches=watches)
-        self._held_bytes = 0
+    _held_bytes = 0
+
+    def count_ended(self) -> None:
+        """So that others see how many operations there were, and how long they took."""
+        self.measures.words[IN_FLIGHT] = len(self._calls)
+        self.measures.cached(self.cache.hits, self.cache.misses)
+        self.measures.fold()
 
     def is_held(self, call: Call, kind: str) -> bool:
         """Whether it has to wait; then it comes to its handler later (`tick`). Raises Failure(EAGAIN) where it may not even."""

@@ -6,23 +6,20 @@ in by `received`; the handler's second half checks it and answers. Whatever is t
 """
 
 import heapq
-from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
 from fuse_gated import operations
 from fuse_gated.errors import ProtocolError, errno_number
 from fuse_gated.gate.gate import Gate
-from fuse_gated.gate.limiter import Limiter
 from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Caller, Failed, Request
 from fuse_gated.tree.journal import AnyRow
-from fuse_gated.turnstile import climbing, knowing, lazily
+from fuse_gated.turnstile import ahead, climbing, knowing, lazily
 from fuse_gated.turnstile.call import Call, Failure, waits_for_lock
 from fuse_gated.turnstile.effects import Answer, Close
 from fuse_gated.turnstile.limiting import Limiting
 from fuse_gated.turnstile.limits import Limits, Statistics
-from fuse_gated.turnstile.measures import IN_FLIGHT
 from fuse_gated.turnstile.memory import remembered
 from fuse_gated.turnstile.outage import ERRNO, WOULD_WAIT, Outage, Waits
 from fuse_gated.turnstile.table import TABLE
@@ -42,15 +39,11 @@ _NOT_A_USER: Final = Verdict("EACCES", "users", "not one of the tenant's users")
 class Turnstile(Limiting):
     """One mounted session, without I/O: time is an argument, what is to be done is appended to `effects`."""
 
-    def __init__(self, gate: Gate, limiter: Limiter, limits: Limits, *, export_root: bytes, watches: bool = False) -> None:
-        super().__init__(gate, limiter, limits, export_root=export_root, watches=watches)
-        self.silenced = False
-        """No audit record can be written: nothing goes to the client, every request fails with EIO."""
-        self.untold = 0
-        """Requests that failed because of that."""
-        self.again = self._handle
-        self._lost = False
-        self._grace: deque[tuple[float, Call]] = deque()
+    silenced = False
+    """No audit record can be written: nothing goes to the client, every request fails with EIO."""
+    untold = 0
+    """Requests that failed because of that."""
+    _lost = False
 
     # What the driver says.
 
@@ -69,6 +62,7 @@ class Turnstile(Limiting):
         call = Call(number, caller, request, row.name, now)
         self._calls[number] = call
         self.statistics.operations += 1
+        call.before = bool(self.ledger.before) and self.ledger.came_before(number)
         if self._lost:
             # Who has just been told so may be the kernel, which then looks a name up anew for the same caller.
             self.fail(call, "ENOTCONN" if self.outage is None else ERRNO)
@@ -77,6 +71,8 @@ class Turnstile(Limiting):
         if owed and number in owed:
             # It was done by a process that ended before the kernel took its answer.
             self.answer(call, owed.pop(number))
+            return
+        if self.ahead and ahead.came_again(self, call):
             return
         if self.outage is not None and not self.outage.may_be_answered(request):
             self._meets_outage(call)
@@ -105,7 +101,10 @@ class Turnstile(Limiting):
             # A refusal's turn comes soon; who could end the waiting could have any number of them told.
             return
         call.interrupted = True
-        pending = self.session.get(number)
+        if ahead.hurry(self, number):
+            return
+        # What is owed goes on, whoever wants to hear of it once more.
+        pending = None if ahead.is_owed(self, number) else self.session.get(number)
         if waits_for_lock(call.request) and (pending is None or not self.session.cancel(number)):
             self.session.give_up(number)
             self.fail(call, "EINTR")
@@ -138,6 +137,7 @@ class Turnstile(Limiting):
         self.now = now
         self._lost = True
         self.session.abandon()
+        ahead.lose(self)
         self._held.clear()
         errno = "ENOTCONN" if self.outage is None else ERRNO
         for call in list(self._calls.values()):
@@ -149,6 +149,7 @@ class Turnstile(Limiting):
         self.outage = Outage(self.gate.tenant.outage.mode, self.ledger.known, lambda target: remembered(self, target))
         self.sent_before = self.session.sent()
         self.session.abandon()
+        ahead.leave(self)
         self.readahead.clear()
         for call in list(self._calls.values()):
             if call.interrupted and not call.verdict:
@@ -157,9 +158,10 @@ class Turnstile(Limiting):
                     self.let_go(call)
                 self.fail(call, "EINTR")
             elif self.outage.may_be_answered(call.request) and not (call.verdict or call.limited_as):
-                self._handle(call)
+                self.again(call)
         if self.cache.room:
-            self.forget_all_that_is_watched()
+            # Names when the client is there again: who holds the locks for that waits for it, and a successor for the kernel.
+            self.forget_all_that_is_watched(names=False)
         self._outage_mode_changed()
 
     def restore(self, rows: Iterable[AnyRow], epoch: int) -> None:
@@ -171,6 +173,7 @@ class Turnstile(Limiting):
     def resume(self, now: float) -> None:
         """After `restore`, where the client is there again: it may not have heard all that it was told."""
         self.now = now
+        ahead.ask_again(self)
         self.give_back_again()
 
     def withdraw(self, number: int) -> bool:
@@ -179,6 +182,10 @@ class Turnstile(Limiting):
         if self.session.is_own(number):
             return False
         self.session.withdraw(number)
+        if ahead.withdrawn(self, number):
+            self.untold += 1
+            self.measures.untold()
+            return True
         call = self._calls.get(number)
         if call is not None:
             self.untold += 1
@@ -227,7 +234,7 @@ class Turnstile(Limiting):
             if self.outage is not None and not self.outage.may_be_answered(call.request):
                 self._meets_outage(call)
                 continue
-            self._handle(call)
+            self.again(call)
         while self._grace and self._grace[0][0] <= now:
             call = self._grace.popleft()[1]
             if self.is_answered(call):
@@ -253,12 +260,6 @@ class Turnstile(Limiting):
 
     # What the operator says.
 
-    def count_ended(self) -> None:
-        """So that others see how many operations there were, and how long they took."""
-        self.measures.words[IN_FLIGHT] = len(self._calls)
-        self.measures.cached(self.cache.hits, self.cache.misses)
-        self.measures.fold()
-
     def apply(self, now: float, gate: Gate) -> None:
         """A new policy: open handles are judged again at their next request, and the kernel forgets what it may no longer
         show without asking."""
@@ -281,8 +282,8 @@ class Turnstile(Limiting):
 
     # Details.
 
-    def _handle(self, call: Call) -> None:
-        """Once more."""
+    def again(self, call: Call) -> None:
+        """Bring a request to its handler once more."""
         try:
             TABLE[type(call.request)].handle(self, call, call.request)
         except Failure as failure:

@@ -6,7 +6,7 @@ from fuse_gated import operations
 from fuse_gated.gate import sandbox
 from fuse_gated.operations import Count, Done
 from fuse_gated.tree.handles import Handle
-from fuse_gated.turnstile import knowing
+from fuse_gated.turnstile import ahead, knowing, settling
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.turnstile.files import judged
@@ -19,6 +19,7 @@ _LARGEST_COPY: Final = 128 * 2**20
 
 def write(t: Desk, call: Call, request: operations.Write) -> None:
     handle = judged(t, call, request.handle, write=True)
+    ahead.told(t, handle)
     size = len(request.data)
     append = request.append and not request.from_cache
     if not append:
@@ -26,6 +27,9 @@ def write(t: Desk, call: Call, request: operations.Write) -> None:
     # Where an append ends only the client knows: the kernel's offset is as old as the size that it has seen.
     most = t.gate.tenant.limits.file_size if append else None
     handle.unflushed = True
+    if ahead.write(t, call, handle, request):
+        return
+    settling.unmake(t, handle.node)
     # A view of the driver's buffer is encoded before the driver reads on, so it need not be copied unless it waits.
     data = memoryview(bytes(request.data) if t.session.would_wait(size) else request.data)
 
@@ -40,6 +44,10 @@ def write(t: Desk, call: Call, request: operations.Write) -> None:
     def failed(errno: str) -> None:
         if errno == "EFBIG" and most is not None:
             raise t.limited(call, errno, t.handles.path(handle), f"an append beyond {most} bytes, which the policy allows")
+        if errno == settling.CANCELLED:
+            # It came after one that failed, which is what its caller is to hear of.
+            ahead.told(t, handle)
+            errno = "EIO"
         t.fail(call, errno)
 
     t.cache.changes(t.handles.path(handle))
@@ -55,6 +63,7 @@ def fallocate(t: Desk, call: Call, request: operations.Fallocate) -> None:
     t.announce_other(call, t.handles.path(handle))
 
     t.cache.changes(t.handles.path(handle))
+    settling.unmake(t, handle.node)
 
     def answered(_result: None) -> None:
         knowing.written(t, handle)
@@ -73,6 +82,7 @@ def copy_file_range(t: Desk, call: Call, request: operations.CopyFileRange) -> N
     t.announce_other(call, t.handles.path(source), t.handles.path(target))
 
     t.cache.changes(t.handles.path(target))
+    settling.unmake(t, target.node)
 
     def answered(count: int) -> None:
         knowing.written(t, target)

@@ -10,7 +10,8 @@ from typing import Any, Final
 import msgspec
 
 from fuse_gated.errors import ProtocolError
-from fuse_gated.wire.messages import ARGUMENTS, MAX_MESSAGE, RESULTS, Arguments, Asked, Frame, FromClient, FromServer, Write
+from fuse_gated.wire.messages import MAX_MESSAGE, Arguments, Ask, Asked, Frame, FromClient, FromServer, Write
+from fuse_gated.wire.tables import ARGUMENTS, RESULTS
 
 MAX_FRAMES: Final = 4096
 """Frames in one message."""
@@ -54,7 +55,11 @@ class Batch:
 
     def add(self, frame: Frame) -> None:
         start = len(self._buffer)
-        _encoder.encode_into(frame, self._buffer, -1)
+        if type(frame) is Ask and not frame.after:
+            # As `_without_after` does, but not by a call: most frames come here.
+            _encoder.encode_into(("ask", frame.id, frame.operation, frame.arguments), self._buffer, -1)
+        else:
+            _encoder.encode_into(frame, self._buffer, -1)
         self._count += 1
         if self._count > 1 and (len(self._buffer) > MAX_MESSAGE or self._count > MAX_FRAMES):
             last = self._buffer[start:]
@@ -80,7 +85,7 @@ class Batch:
 
 def encode(*frames: Frame) -> bytes:
     """One message of these frames."""
-    return _encoder.encode(frames)
+    return _encoder.encode([_without_after(frame) if type(frame) is Ask and not frame.after else frame for frame in frames])
 
 
 def decode_from_client(message: bytes | bytearray) -> list[FromClient]:
@@ -147,6 +152,11 @@ def _binary(result: msgspec.Raw) -> memoryview:
 
 
 _results["read"] = _binary
+
+
+def _without_after(frame: Ask) -> tuple[str, int, str, Any]:
+    """Whoever does not know `after` is not to meet it, not even empty. (msgspec leaves defaults out of maps only.)"""
+    return "ask", frame.id, frame.operation, frame.arguments
 
 
 def _check_frames(message: bytes | bytearray) -> None:

@@ -5,11 +5,11 @@ results are arrays (docs/api/fuse-operations.md lists them), so fields are only 
 relative to the export's root (bytes) or a handle that the client gave out (int). Times are nanoseconds since the epoch.
 """
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
-from fuse_gated.operations import Attributes, Filesystem
+from fuse_gated.operations import Attributes
 
 SUBPROTOCOL: Final = "fuse-gate.v1"
 MAX_MESSAGE: Final = 4 * 2**20
@@ -22,6 +22,12 @@ MAX_GATHERED: Final = 1024
 
 WATCHES: Final = "watches"
 """The capability of a client that serves GATHER and UNWATCH, and tells of changes."""
+
+MAX_AFTER: Final = 64
+"""Requests that one request may be told to wait for."""
+
+AFTER: Final = "after"
+"""The capability of a client that begins a request only when those have ended that its `after` names."""
 
 Target = bytes | int
 
@@ -77,11 +83,14 @@ class Welcome(Frame, frozen=True, gc=False, tag="welcome"):
 
 
 class Ask(Frame, frozen=True, gc=False, tag="ask"):
-    """A request: `arguments` is the structure of `ARGUMENTS[operation]`."""
+    """A request: `arguments` is the structure of `tables.ARGUMENTS[operation]`. It is not begun before the requests `after` have
+    ended, at most MAX_AFTER; only a client with the capability AFTER may be sent any. (codec.py leaves the field out where it
+    is empty.)"""
 
     id: int
     operation: str
     arguments: Any
+    after: tuple[int, ...] = ()
 
 
 class Asked(Frame, frozen=True, gc=False, tag="ask"):
@@ -90,6 +99,7 @@ class Asked(Frame, frozen=True, gc=False, tag="ask"):
     id: int
     operation: str
     arguments: msgspec.Raw
+    after: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)], ...], msgspec.Meta(max_length=MAX_AFTER)] = ()
 
 
 class Cancel(Frame, frozen=True, gc=False, tag="cancel"):
@@ -99,8 +109,8 @@ class Cancel(Frame, frozen=True, gc=False, tag="cancel"):
 
 
 class Reply(Frame, frozen=True, gc=False, tag="reply"):
-    """`errno` by name, or none; then `result` is of the kind in `RESULTS[operation]`. `usec`: microseconds from the request's
-    arrival until this; 0 from who does not say."""
+    """`errno` by name, or none; then `result` is of the kind in `tables.RESULTS[operation]`. `usec`: microseconds from the
+    request's arrival until this; 0 from who does not say."""
 
     id: int
     errno: str | None
@@ -376,8 +386,11 @@ class Setlk(Arguments, frozen=True, gc=False):
 
 
 class OpenedFile(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """`silent`: close(2) of it has no error to tell, so that it need not be asked for one."""
+
     handle: int
     attributes: Attributes
+    silent: bool = False
 
 
 class ListedEntry(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -415,82 +428,3 @@ class LockState(msgspec.Struct, frozen=True, gc=False, array_like=True):
     type: int
     start: int = 0
     end: int = 0
-
-
-ARGUMENTS: Final[dict[str, type[Arguments]]] = {
-    "getattr": Getattr,
-    "setattr": Setattr,
-    "readlink": Readlink,
-    "symlink": Symlink,
-    "mknod": Mknod,
-    "mkdir": Mkdir,
-    "unlink": Unlink,
-    "rmdir": Rmdir,
-    "rename": Rename,
-    "link": Link,
-    "open": Open,
-    "create": Create,
-    "read": Read,
-    "write": Write,
-    "flush": Flush,
-    "release": Release,
-    "fsync": Fsync,
-    "opendir": Opendir,
-    "readdir": Readdir,
-    "releasedir": Releasedir,
-    "gather": Gather,
-    "unwatch": Unwatch,
-    "fsyncdir": Fsyncdir,
-    "statfs": Statfs,
-    "access": Access,
-    "getxattr": Getxattr,
-    "setxattr": Setxattr,
-    "listxattr": Listxattr,
-    "removexattr": Removexattr,
-    "lseek": Lseek,
-    "fallocate": Fallocate,
-    "copy_file_range": CopyFileRange,
-    "getlk": Getlk,
-    "setlk": Setlk,
-}
-"""Every operation of the wire, and the structure of its arguments."""
-
-RESULTS: Final[dict[str, Any]] = {
-    "getattr": Attributes,
-    "setattr": Attributes,
-    "readlink": bytes,
-    "symlink": Attributes,
-    "mknod": Attributes,
-    "mkdir": Attributes,
-    "unlink": None,
-    "rmdir": None,
-    "rename": None,
-    "link": Attributes,
-    "open": OpenedFile,
-    "create": OpenedFile,
-    "read": bytes,
-    "write": int,
-    "flush": None,
-    "release": None,
-    "fsync": None,
-    "opendir": OpenedFile,
-    "readdir": Listed,
-    "releasedir": None,
-    "gather": tuple[Gathered, ...],
-    "unwatch": None,
-    "fsyncdir": None,
-    "statfs": Filesystem,
-    "access": None,
-    "getxattr": bytes,
-    "setxattr": None,
-    "listxattr": tuple[bytes, ...],
-    "removexattr": None,
-    "lseek": int,
-    "fallocate": None,
-    "copy_file_range": int,
-    "getlk": LockState,
-    "setlk": None,
-}
-"""What each operation answers when it succeeds; None: nothing (nil)."""
-
-OPERATION_OF: Final[dict[type[Arguments], str]] = {kind: name for name, kind in ARGUMENTS.items()}

@@ -12,22 +12,15 @@ from typing import Any, Final
 
 from fuse_gated.errors import ProtocolError, errno_name, errno_number
 from fuse_gated.wire import codec
-from fuse_gated.wire.messages import (
-    OPERATION_OF,
-    Arguments,
-    Ask,
-    Cancel,
-    Hello,
-    Notice,
-    Offer,
-    Replied,
-)
+from fuse_gated.wire.messages import Arguments, Ask, Cancel, Hello, Notice, Offer, Replied
+from fuse_gated.wire.tables import OPERATION_OF
 
 MAX_HELLO: Final = 64 * 2**10
 """Bytes in the first message, which comes from somebody who may not have logged in."""
 
 
 _LASTING: Final = 2**61
+_REST: Final = 2**59
 """The kernel counts its requests, and will not come there; edge/fuse_network.py's are beyond."""
 
 
@@ -88,6 +81,8 @@ class Session:
         """Microseconds that the client says it needed for the reply that is being taken; 0 while there is none."""
         self.on_room: Callable[[int], None] = lambda _number: None
         """Called when a request that had to wait is sent."""
+        self.after: Callable[[Pending], tuple[int, ...]] | None = None
+        """Names the requests that must have ended before this one begins; only for a client with the capability AFTER."""
         self.message_size = 0
         """Bytes of the message that is being taken: who keeps a view of it keeps so much."""
 
@@ -118,6 +113,10 @@ class Session:
         """How many requests of these operations are to be answered, by whom somebody waits for them or not."""
         return sum(pending.operation in names for pending in self._pending.values())
 
+    def asked(self) -> list[Arguments]:
+        """What is to be answered, by whom somebody waits for it or not."""
+        return [pending.arguments for pending in self._pending.values()]
+
     def own_id(self) -> int:
         """An id for a request that no kernel request stands behind: odd, as the kernel's uniques are even (linux/fuse.h,
         FUSE_UNIQUE)."""
@@ -128,6 +127,10 @@ class Session:
         """An id for a request that no kernel request stands behind, and that a successor asks for again: even, so that the client
         repeats its answer, and beyond the kernel's. `number` is never used twice."""
         return _LASTING + 2 * number
+
+    def rest_id(self, number: int) -> int:
+        """The same for what finishes the kernel's request `number`."""
+        return self.lasting_id(_REST + number // 2)
 
     def begin(self, epoch: int) -> None:
         """Own ids go on from where no earlier worker's are, each of which had an epoch of its own."""
@@ -268,7 +271,8 @@ class Session:
         pending.sent = True
         self._in_flight += 1
         self._bytes += pending.size
-        self._send(Ask(pending.id, pending.operation, pending.arguments))
+        after = () if self.after is None else self.after(pending)
+        self._send(Ask(pending.id, pending.operation, pending.arguments, after))
 
 
 def read_hello(message: bytes | bytearray) -> Offer:

@@ -34,9 +34,9 @@ class NotRecovered(Exception):
 class Arena:
     """A mounted session. `reconnect` are the client's --reconnect-delay and --reconnect-max."""
 
-    def __init__(self, stage: Stage, reconnect: tuple[float, float] = (0.2, 1.0)) -> None:
+    def __init__(self, stage: Stage, reconnect: tuple[float, float] = (0.2, 1.0), cache: str = "watched") -> None:
         self.stage = stage
-        self.server = stage.server(Stage.tenant(outage={"mode": "wait", "grace": _GRACE}))
+        self.server = stage.server(Stage.tenant(outage={"mode": "wait", "grace": _GRACE}, cache={"mode": cache}))
         self.proxy = Proxy(self.server.port)
         self.export = stage.directory / "export"
         self.export.mkdir()
@@ -101,12 +101,12 @@ class Arena:
 
 
 @contextlib.contextmanager
-def arena(reconnect: tuple[float, float] = (0.2, 1.0)) -> Iterator[Arena]:
+def arena(reconnect: tuple[float, float] = (0.2, 1.0), cache: str = "watched") -> Iterator[Arena]:
     """One that is taken down at the end; raises AssertionError for what it leaves (processes, mounts)."""
     stage = Stage("kernel")
     proxy: list[Proxy] = []
     try:
-        made = Arena(stage, reconnect)
+        made = Arena(stage, reconnect, cache)
         proxy.append(made.proxy)
         yield made
     finally:

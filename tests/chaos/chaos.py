@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--reconnects", type=int, metavar="N", help="cut the connection of one session so often, instead")
     parser.add_argument("--schedule", type=_duration, metavar="TIME", help="faults on a schedule for so long (20m), instead")
     parser.add_argument("--beside-sshfs", type=int, metavar="N", help="cut the connection so often under both, instead")
+    parser.add_argument("--cache", choices=("watched", "strict"), default="watched", help="the policy's (%(default)s)")
     parser.add_argument("--plan", action="store_true", help="print which faults would come, in their order, and end")
     parser.add_argument("--json", type=Path, default=Path("build/chaos.json"), help="where the figures go (%(default)s)")
     arguments = parser.parse_args()
@@ -60,15 +61,15 @@ def main() -> int:
         os.nice(5)
     report: dict[str, Any] = {"seed": seed, "machine": {"kernel": platform.release(), "python": platform.python_version()}}
     if arguments.reconnects:
-        with arena(reconnect=(0.05, 0.05)) as place:
+        with arena((0.05, 0.05), arguments.cache) as place:
             report["reconnects"] = reconnects.reconnects(place, arguments.reconnects, seed, _say)
     elif arguments.schedule:
-        with arena() as place:
+        with arena(cache=arguments.cache) as place:
             report["availability"] = availability.availability(place, arguments.schedule, seed, _say)
     elif arguments.beside_sshfs:
         report["cut"] = sshfs.beside(arguments.beside_sshfs, _say)
     else:
-        with arena() as place:
+        with arena(cache=arguments.cache) as place:
             report["chaos"] = run.chaos(place, plan, _say)
             report["chaos"]["records"] = run.audit_kinds(place)
         run.show(report["chaos"], _say)

@@ -43,14 +43,13 @@ class Pace:
     def __init__(self) -> None:
         self._times: dict[str, deque[float]] = {part: deque() for part in self.BOUNDS}
 
-    def await_turn(self, part: str) -> None:
-        """Return when one more of it may be killed."""
+    def await_turn(self, part: str, kills: int = 1) -> None:
+        """Return when it may be killed so many times more."""
         most, within = self.BOUNDS[part]
         times = self._times[part]
-        if len(times) >= most:
-            time.sleep(max(0.0, times[0] + within - time.monotonic()))
-            times.popleft()
-        times.append(time.monotonic())
+        while len(times) + kills > most:
+            time.sleep(max(0.0, times.popleft() + within - time.monotonic()))
+        times.extend([time.monotonic()] * kills)
 
 
 Fault = Callable[[Scene, random.Random], float]
@@ -81,11 +80,13 @@ def killed_in_takeover(scene: Scene, chance: random.Random) -> float:
 
 def standby_killed(scene: Scene, chance: random.Random) -> float:
     """While the client is away, who serves the mount is killed, and its successor too."""
+    # Before: whoever waited for a turn while the client is kept out would measure that.
+    scene.pace.await_turn("worker", 2)
     scene.proxy.refuse()
     try:
         scene.proxy.cut()
         for _ in range(2):
-            worker_killed(scene, chance)
+            end(scene.parts.worker, signal.SIGKILL)
         return time.monotonic()
     finally:
         scene.proxy.refuse(False)

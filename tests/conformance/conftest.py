@@ -13,7 +13,7 @@ from harness import Place, Stage, need
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "place" in metafunc.fixturenames:
-        drivers: str = metafunc.config.getoption("--drivers")
+        drivers: str = metafunc.config.getoption("--drivers").replace("kernel", "kernel,watched")
         metafunc.parametrize("place", ["local", *filter(None, drivers.split(","))], indirect=True, scope="module")
 
 

@@ -25,7 +25,8 @@ from fuse_gated.gate.tenant import Exports, Limits, Outage, Tenant, Token
 from fuse_gated.gate.verdict import PERMISSIONS, Rule
 from fuse_gated.operations import Attributes, Filesystem, Unserved
 from fuse_gated.wire import codec, messages
-from fuse_gated.wire.messages import ARGUMENTS, RESULTS, Asked, Offer, Replied, Terms
+from fuse_gated.wire.messages import Asked, Offer, Replied, Terms
+from fuse_gated.wire.tables import ARGUMENTS, RESULTS
 
 TOP = Path(__file__).parents[2]
 Tables = Callable[[str], list[list[list[str]]]]
@@ -136,7 +137,7 @@ SHOWN_RESULTS: dict[Any, str] = {
     tuple[bytes, ...]: "[bytes]",
     tuple[messages.Gathered, ...]: "[gathered]",
     Filesystem: "an array of eight ints",
-    messages.OpenedFile: "`[handle, attributes]`",
+    messages.OpenedFile: "`[handle, attributes, silent]`",
     messages.Listed: "`[entries, end]`",
     messages.LockState: "`[type, start, end]`",
 }

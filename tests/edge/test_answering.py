@@ -18,6 +18,7 @@ from fuse_gated.errors import ProtocolError
 from fuse_gated.operations import Attributes
 from fuse_gated.wire import codec
 from fuse_gated.wire import messages as wire
+from fuse_gated.wire.tables import OPERATION_OF
 
 BOTH = wire.OPEN_READ | wire.OPEN_WRITE
 
@@ -37,9 +38,9 @@ class Gate(threading.Event):
 class Server:
     """The other end of an `Answering`: asks, and reads the replies."""
 
-    def __init__(self, root: Path, threads: int = 2) -> None:
+    def __init__(self, root: Path, threads: int = 2, *, watch: bool = True) -> None:
         self.loop = Loop()
-        self.export = Export(root)
+        self.export = Export(root, watch=watch)
         self.pool = Pool(self.loop, threads)
         self.messages: list[bytes] = []
         self.unread = 0
@@ -60,7 +61,7 @@ class Server:
 
     def ask(self, arguments: wire.Arguments) -> int:
         self._next += 1
-        self.operations[self._next] = wire.OPERATION_OF[type(arguments)]
+        self.operations[self._next] = OPERATION_OF[type(arguments)]
         [frame] = codec.decode_from_server(codec.encode(wire.Ask(self._next, self.operations[self._next], arguments)))
         assert isinstance(frame, wire.Asked)
         self.answering.asked(frame)
@@ -350,6 +351,33 @@ def test_a_server_that_does_not_read_gets_no_more_answers(server: Server) -> Non
     server.unread = 0
     server.wait(*asked)
     assert bytes(server.outcome(asked[-1])) == b"012"
+
+
+def test_a_long_message_leaves_before_the_turn_ends(server: Server, root: Path) -> None:
+    (root / "file").write_bytes(b"x" * codec.LONG)
+    handle = server.open()
+    server.answering.resume(terms(16, 2 * codec.LONG))
+    long, short = server.ask(wire.Read(handle, 0, codec.LONG)), server.ask(wire.Read(handle, 0, 1))
+    assert server.order[-1] == long
+    assert server.answering.in_flight == 1
+    server.wait(short)
+
+
+def test_what_changes_while_nobody_is_there_is_not_told(server: Server) -> None:
+    server.answering.suspend()
+    before = len(server.messages)
+    server.answering._tell(wire.Notice((b"file",)))
+    server.loop.soon(lambda: None)
+    server.loop.turn()
+    assert len(server.messages) == before
+
+
+def test_nothing_needs_to_be_watched(root: Path) -> None:
+    server = Server(root, watch=False)
+    server.answering.suspend()
+    server.answering.resume(terms())
+    assert server.do(wire.Getattr(b"missing")) == "ENOENT"
+    server.close()
 
 
 def test_stopping_answers_nothing_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

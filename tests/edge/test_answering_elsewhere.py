@@ -15,6 +15,7 @@ from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.pool import Pool
 from fuse_gated.wire import codec
 from fuse_gated.wire import messages as wire
+from fuse_gated.wire.tables import OPERATION_OF
 
 BOTH = wire.OPEN_READ | wire.OPEN_WRITE
 
@@ -39,7 +40,7 @@ class Server:
             self.replies[frame.id] = frame
 
     def ask(self, arguments: wire.Arguments) -> int:
-        self.operations.append(wire.OPERATION_OF[type(arguments)])
+        self.operations.append(OPERATION_OF[type(arguments)])
         [frame] = codec.decode_from_server(codec.encode(wire.Ask(len(self.operations), self.operations[-1], arguments)))
         assert isinstance(frame, wire.Asked)
         self.answering.asked(frame)

@@ -20,6 +20,7 @@ from fuse_gated.edge.pool import Pool
 from fuse_gated.errors import ProtocolError
 from fuse_gated.wire import codec
 from fuse_gated.wire import messages as wire
+from fuse_gated.wire.tables import OPERATION_OF
 
 BOTH = wire.OPEN_READ | wire.OPEN_WRITE
 EXCLUSIVE = BOTH | wire.OPEN_EXCLUSIVE
@@ -66,7 +67,7 @@ class Server:
             self.heard.append(frame)
 
     def ask(self, number: int, arguments: wire.Arguments) -> None:
-        [frame] = codec.decode_from_server(codec.encode(wire.Ask(number, wire.OPERATION_OF[type(arguments)], arguments)))
+        [frame] = codec.decode_from_server(codec.encode(wire.Ask(number, OPERATION_OF[type(arguments)], arguments)))
         assert isinstance(frame, wire.Asked)
         self.answering.asked(frame)
 
@@ -77,7 +78,7 @@ class Server:
         """Of what was asked last by this id."""
         self.turn_until(lambda: self.replies(number))
         reply = self.replies(number)[-1]
-        return reply.errno or codec.decode_result(wire.OPERATION_OF[type(arguments)], reply.result)
+        return reply.errno or codec.decode_result(OPERATION_OF[type(arguments)], reply.result)
 
     def do(self, arguments: wire.Arguments, number: int | None = None) -> Any:
         if number is None:

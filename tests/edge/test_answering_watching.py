@@ -15,6 +15,7 @@ from fuse_gated.edge.pool import Pool
 from fuse_gated.errors import ProtocolError
 from fuse_gated.wire import codec
 from fuse_gated.wire import messages as wire
+from fuse_gated.wire.tables import OPERATION_OF
 
 TERMS = wire.Terms(session="s", resume=b"", mount="/m", max_in_flight=16, max_bytes_in_flight=2**20)
 DIRECTORY = wire.Gather((b"d", b"d/file"), 4096, 100, 65536, True)
@@ -47,7 +48,7 @@ class Server:
         return [frame for message in self.messages for frame in message if isinstance(frame, wire.Notice)]
 
     def ask(self, number: int, arguments: wire.Arguments) -> None:
-        operation = wire.OPERATION_OF[type(arguments)]
+        operation = OPERATION_OF[type(arguments)]
         [frame] = codec.decode_from_server(codec.encode(wire.Ask(number, operation, arguments)))
         assert isinstance(frame, wire.Asked)
         self.answering.asked(frame)

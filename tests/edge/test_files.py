@@ -23,6 +23,7 @@ from fuse_gated.edge.files import Export
 from fuse_gated.errors import OperatorError
 from fuse_gated.operations import Attributes
 from fuse_gated.wire import messages as wire
+from fuse_gated.wire.tables import ARGUMENTS
 
 READ, WRITE, TRUNCATE = wire.OPEN_READ, wire.OPEN_WRITE, wire.OPEN_TRUNCATE
 SECRET = b"CANARY"
@@ -330,7 +331,7 @@ def arguments_of(kind: type[wire.Arguments]) -> st.SearchStrategy[wire.Arguments
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(asked=st.lists(st.one_of(*(arguments_of(kind) for kind in wire.ARGUMENTS.values())), max_size=30))
+@given(asked=st.lists(st.one_of(*(arguments_of(kind) for kind in ARGUMENTS.values())), max_size=30))
 def test_whatever_is_asked_ends_in_a_result_or_an_errno(
     root: Path, outside: Path, no_umask: None, asked: list[wire.Arguments]
 ) -> None:
@@ -353,7 +354,7 @@ def test_whatever_is_asked_ends_in_a_result_or_an_errno(
 
 
 def test_every_operation_of_the_wire_is_served(export: Export) -> None:
-    assert set(export._perform) == set(wire.ARGUMENTS.values())
+    assert set(export._perform) == set(ARGUMENTS.values())
 
 
 def test_an_export_needs_a_directory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,8 +375,8 @@ def test_the_root_is_told_without_links(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root)
     export = Export(os.fsencode(tmp_path / "link"))
     assert export.root == os.fsencode(root.resolve())
-    watches = ("watches",) if export.watches is not None else ()
-    assert export.capabilities == (("chown", *watches) if os.geteuid() == 0 else watches)
+    more = ("watches", "after") if export.watches is not None else ("after",)
+    assert export.capabilities == (("chown", *more) if os.geteuid() == 0 else more)
     export.close()
 
 

@@ -16,8 +16,9 @@ from harness import need
 
 from fuse_gated import operations as op
 from fuse_gated.edge import fuse_kernel, mounts
-from fuse_gated.edge.fuse_kernel import FLAGS, KernelDriver, Notifier, write_notice
+from fuse_gated.edge.fuse_kernel import FLAGS, KernelDriver
 from fuse_gated.edge.fuse_requests import OPCODES
+from fuse_gated.edge.notifying import Notifier, write_notice
 from fuse_gated.errors import KernelError
 from fuse_gated.operations import Attributes, Caller
 

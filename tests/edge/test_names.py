@@ -291,7 +291,7 @@ def test_a_client_without_the_right_gives_nothing_away(public_root: Path, no_uma
             answer(export, wire.Setattr(b"", uid=0)),
         ]
 
-    assert ALICE.call(answers) == (("watches",), ["EPERM", "EPERM", "EPERM"])
+    assert ALICE.call(answers) == (("watches", "after"), ["EPERM", "EPERM", "EPERM"])
     assert list(root.iterdir()) == []
 
 
@@ -373,7 +373,7 @@ def test_a_read_only_export_changes_nothing(root: Path, no_umask: None, change: 
     (root / "d").mkdir()
     os.mkfifo(root / "fifo")
     export = Export(root, read_only=True)
-    assert export.capabilities == ("read-only", "watches")
+    assert export.capabilities == ("read-only", "watches", "after")
     handle = opened(export, b"file", wire.OPEN_READ)
     assert handle == 1
     before = (root / "file").stat()

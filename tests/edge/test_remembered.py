@@ -1,6 +1,7 @@
 from fuse_gated.edge.remembered import IDEMPOTENT, Remembered
 from fuse_gated.wire import messages as wire
 from fuse_gated.wire.messages import Reply
+from fuse_gated.wire.tables import ARGUMENTS, OPERATION_OF
 
 CHANGES = {
     "setattr", "symlink", "link", "mkdir", "rmdir", "unlink", "mknod", "rename", "open", "create", "opendir", "write", "flush",
@@ -13,8 +14,8 @@ def unlink() -> wire.Unlink:
 
 
 def test_every_operation_changes_something_or_may_be_done_twice() -> None:
-    idempotent = {wire.OPERATION_OF[kind] for kind in IDEMPOTENT}
-    assert idempotent | CHANGES == set(wire.ARGUMENTS)
+    idempotent = {OPERATION_OF[kind] for kind in IDEMPOTENT}
+    assert idempotent | CHANGES == set(ARGUMENTS)
     assert not idempotent & CHANGES
 
 
@@ -54,6 +55,35 @@ def test_a_lock_that_another_holds_is_not_kept() -> None:
         kept.keep(lock, Reply(2, "EINTR"))
         assert kept.reply(2, lock) == Reply(2, "EINTR")
         kept.forget()
+
+
+def test_a_failure_is_known_for_as_long_as_its_reply() -> None:
+    kept = Remembered(3)
+    assert not kept.has_failed([2])
+    kept.keep(unlink(), Reply(2, None))
+    kept.keep(wire.Rmdir(b"f"), Reply(2, "ENOENT"))
+    kept.keep(wire.Mkdir(b"f", 0o755), Reply(2, "EEXIST"))
+    assert kept.has_failed([4, 2])
+    assert not kept.has_failed([4, 6])
+    known = []
+    for number in (4, 6, 8):
+        kept.keep(unlink(), Reply(number, None))
+        known.append(kept.has_failed([2]))
+    assert known == [True, True, False]
+    assert not kept._failures
+    kept.keep(unlink(), Reply(10, "EIO"))
+    assert kept.has_failed([10])
+    kept.forget()
+    assert not kept.has_failed([10])
+
+
+def test_every_write_is_kept() -> None:
+    """An older one that was done again would overwrite a newer one."""
+    kept = Remembered(10)
+    for number, append in ((2, False), (4, True)):
+        write = wire.Write(1, 0, memoryview(b"data"), append)
+        kept.keep(write, Reply(number, None, 4))
+        assert kept.reply(number, write) == Reply(number, None, 4)
 
 
 def test_the_oldest_goes() -> None:

@@ -37,6 +37,19 @@ def test_the_handles_that_a_request_works_on(arguments: wire.Arguments, handles:
     assert handles_of(arguments) == handles
 
 
+def test_requests_share_handles() -> None:
+    write = Request(2, wire.Write(1, 0, memoryview(b"12345")))
+    assert write.shares_handle(Request(3, wire.Release(1)))
+    assert write.shares_handle(Request(4, wire.CopyFileRange(2, 0, 1, 0, 10)))
+    assert not write.shares_handle(Request(3, wire.Release(2)))
+    assert not write.shares_handle(Request(6, wire.Mkdir(b"d", 0o755)))
+    assert not Request(6, wire.Statfs()).shares_handle(Request(8, wire.Statfs()))
+
+
+def test_the_servers_own_have_odd_ids_or_none() -> None:
+    assert [Request(number, wire.Statfs()).is_own for number in (1, 2, 3, None)] == [True, False, True, True]
+
+
 def test_a_lock_worth_waiting_for() -> None:
     held = BlockingIOError(errno.EAGAIN, "held")
     assert is_held_by_another(held, wire.Setlk(1, 2, 0, 9, 1, wait=10))

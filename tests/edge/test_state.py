@@ -20,15 +20,20 @@ from fuse_gated.edge import process
 from fuse_gated.edge import state as module
 from fuse_gated.edge.keeping import STATE_SIZE
 from fuse_gated.edge.memory import make_state
-from fuse_gated.edge.state import Full, Sealed, State, look
+from fuse_gated.edge.state import RING_SIZE, Full, Sealed, State, look
 from fuse_gated.errors import OperatorError
 from fuse_gated.gate.audit import Chain, Record
 from fuse_gated.tree.journal import Asked, Locked, LookedUp, NodeGone, NodeRow, Numbers, Row
 from fuse_gated.turnstile.measures import SIZE
 
-SMALL = 2**18 + 2 * 2**20 + 2**18
-"""Bytes: two logs of 128 KiB."""
+RING = 2**18 + 2 * 2**20
+"""Where it lies."""
 ROOM = 2**17
+PAGE = mmap.PAGESIZE
+SMALL_RING = next(ring for ring in range(PAGE, 2**20, PAGE) if (RING + ring + 2 * ROOM) // 8 // PAGE * PAGE == ring)
+LOGS = RING + SMALL_RING
+SMALL = LOGS + 2 * ROOM
+"""Bytes: two logs of 128 KiB, and a ring of an eighth of the whole."""
 
 Make = Callable[..., State]
 
@@ -328,7 +333,7 @@ def test_a_writer_that_is_killed(memory: int, make: Make, seed: int) -> None:
 
 def log(memory: int, data: bytes, size: int = SMALL) -> None:
     """A log with these bytes."""
-    put(memory, 2**18 + 2 * 2**20, data)
+    put(memory, LOGS, data)
     put(memory, 0, module.MAGIC + struct.pack("=QQQ", 0, len(data), 0))
     assert size
 
@@ -373,7 +378,7 @@ def test_a_log_longer_than_its_room(memory: int, make: Make) -> None:
 def test_a_log_to_the_very_end_of_the_memory(memory: int, make: Make) -> None:
     put(memory, 0, module.MAGIC + struct.pack("=QQQ", 2**63 + 1, 0, ROOM))
     for at in range(ROOM - 8, ROOM):
-        put(memory, 2**18 + 2 * 2**20 + ROOM, chunk(b"\x90" + bytes(at - 5)))
+        put(memory, LOGS + ROOM, chunk(b"\x90" + bytes(at - 5)))
         with pytest.raises((ValueError, msgspec.DecodeError), match=r"longer than|malformed"):
             list(make().rows())
 
@@ -400,7 +405,7 @@ def test_the_largest_garbage_takes_bounded_memory(memory: int) -> None:
     state.close()
     put(memory, 16, struct.pack("=Q", long_log))
     array = b"\xdd" + struct.pack(">I", long_log // 3) + b"\x92\x02\x05" * 1000
-    put(memory, 2**18 + 2 * 2**20, struct.pack("=I", long_log - 4) + array)
+    put(memory, RING + RING_SIZE, struct.pack("=I", long_log - 4) + array)
     reader = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
@@ -430,6 +435,75 @@ def test_a_description_longer_than_its_room(memory: int, make: Make) -> None:
     state.about = b"x"
     put(memory, 2**17, struct.pack("=I", 2**32 - 1))
     assert len(make().about) < 2**17
+
+
+# What was written, and is not at the client yet.
+
+
+def test_what_is_put_there_is_there_for_the_next(make: Make) -> None:
+    state = make()
+    state.put(0, b"first")
+    state.put(5, memoryview(b"second"))
+    state.put(state.ring - 4, b"last")
+    other = make()
+    assert (other.get(0, 11), other.get(other.ring - 4, 4), other.get(20, 0)) == (b"firstsecond", b"last", b"")
+    other.put(5, b"SEC")
+    assert state.get(0, 11) == b"firstSECond"
+
+
+def test_it_lies_in_nobodys_way(make: Make) -> None:
+    """Neither the records before it nor the log behind it, of either half."""
+    counts = [row(number, b"n" * 255) for number in range(2, 300)]
+    state, chain = make(everything=lambda: counts), Chain("acme", "0123456789abcdef", "work")
+    for _ in range(2):
+        sealed(state, chain, "x" * (2**19 - 2000))
+    state.put(0, b"\xff" * state.ring)
+    for _ in range(2):
+        state.compact()
+        assert ids(make()) == list(range(2, 300))
+        assert state.get(0, state.ring) == b"\xff" * state.ring
+    assert make().last_sealed().fields is not None
+    state.clear_ring()
+    assert ids(make()) == list(range(2, 300))
+    assert make().last_sealed().fields is not None
+
+
+@pytest.mark.parametrize(("size", "ring"), [(SMALL, SMALL_RING), (STATE_SIZE, RING_SIZE)])
+def test_a_small_memory_keeps_an_eighth_for_it(make: Make, size: int, ring: int) -> None:
+    assert make(size).ring == ring
+
+
+def test_its_memory_goes_back_when_nothing_of_it_counts(memory: int, make: Make) -> None:
+    state = make(STATE_SIZE)
+    before = os.fstat(memory).st_blocks
+    state.put(0, bytes(state.ring))
+    assert (os.fstat(memory).st_blocks - before) * 512 >= state.ring
+    state.clear_ring()
+    assert os.fstat(memory).st_blocks == before
+    assert state.get(0, 5) == bytes(5)
+    state.clear_ring()
+    state.put(0, b"again")
+    assert state.get(0, 5) == b"again"
+
+
+def test_what_an_earlier_worker_put_there_goes_back_as_well(memory: int, make: Make) -> None:
+    state = make(STATE_SIZE)
+    before = os.fstat(memory).st_blocks
+    state.put(0, bytes(2**20))
+    make(STATE_SIZE).clear_ring()
+    assert os.fstat(memory).st_blocks == before
+
+
+def test_it_is_asked_for_back_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = make()
+    state.clear_ring()
+    state.put(0, b"data")
+    monkeypatch.delattr(mmap, "MADV_REMOVE")
+    state.clear_ring()
+    assert state.get(0, 4) == b"data", "where it cannot be given back it stays"
+    monkeypatch.undo()
+    state.clear_ring()
+    assert state.get(0, 4) == b"data"
 
 
 # The audit.

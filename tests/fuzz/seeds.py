@@ -7,6 +7,7 @@ from fuse_gated import operations as op
 from fuse_gated.edge.fuse_requests import OPCODES
 from fuse_gated.wire import codec
 from fuse_gated.wire import messages as wire
+from fuse_gated.wire.tables import OPERATION_OF
 
 CUT = b"\xc1"
 _TOP = Path(__file__).resolve().parents[2]
@@ -78,7 +79,8 @@ def seeds() -> dict[str, list[bytes]]:
         codec.encode(wire.Notice((b"f",))),
         codec.encode(wire.Notice((b"f", b"d", b"d"), (_FILE, None, _FILE)), wire.Notice((), (), True)),
     ]
-    asks = [codec.encode(wire.Ask(n, wire.OPERATION_OF[type(a)], a)) for n, a in enumerate(_ASKS, 1)]
+    asks = [codec.encode(wire.Ask(n, OPERATION_OF[type(a)], a)) for n, a in enumerate(_ASKS, 1)]
+    asks += [codec.encode(*(wire.Ask(n, OPERATION_OF[type(a)], a, (n - 1, n)) for n, a in enumerate(_ASKS, 2)))]
     frame = b"\x82\x85\x00\x00\x00\x00hello"
     ping, close = b"\x89\x81\x00\x00\x00\x00x", b"\x88\x82\x00\x00\x00\x00\x03\xe8"
     parts = [b"\x02\x82\x01\x02\x03\x04he", b"\x00\x81\x00\x00\x00\x00l", b"\x80\x82\x00\x00\x00\x00lo"]
@@ -110,4 +112,4 @@ def words() -> list[str]:
     frames = ["reply", "ask", "cancel", "notice", "welcome", "hello", "ENOENT", "EAGAIN"]
     names = ["../", "/", "..", "escape", "absolute", "outside", "secret", "user.a", "**", "[!a]"]
     escapes = ["\\x00", "\\xc0", "\\xc1", "\\xff\\xff\\xff\\xff"]
-    return [*sorted(keys), *headers, *frames, *wire.OPERATION_OF.values(), *names, *escapes]
+    return [*sorted(keys), *headers, *frames, *OPERATION_OF.values(), *names, *escapes]

@@ -14,11 +14,11 @@ from fuse_gated import supervision
 from fuse_gated.config.settings import Settings
 from fuse_gated.edge.channel import Channel
 from fuse_gated.edge.fuse_answers import OUT_HEADER
-from fuse_gated.edge.fuse_kernel import Notifier
 from fuse_gated.edge.fuse_requests import IN_HEADER
 from fuse_gated.edge.journal import Journal
 from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.memory import make_memory, make_state
+from fuse_gated.edge.notifying import Notifier
 from fuse_gated.gate.audit import Fields
 from fuse_gated.gate.shares import SIZE
 from fuse_gated.gate.tenant import Identity, Outage, Tenant

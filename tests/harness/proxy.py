@@ -99,6 +99,16 @@ class Proxy:
 
         self._call(lambda: [close(link) for link in self._links])
 
+    def flow(self) -> None:
+        """What was stalled goes on."""
+
+        def go() -> None:
+            for link in self._links:
+                for event in link.open.values():
+                    event.set()
+
+        self._call(go)
+
     def delay(self, each: float, seconds: float) -> None:
         """Each piece is late by `each`, for a while."""
         self._shape(seconds, delay=each)

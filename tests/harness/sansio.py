@@ -54,6 +54,8 @@ def told(effect: effects.Effect) -> str:
             return f"send {operation}"
         case effects.Send(Cancel()):
             return "cancel"
+        case effects.Hold():
+            return "hold"
         case effects.Answer(answer=op.Failed(errno)):
             return f"answer {errno_name(errno)}"
         case effects.Answer(answer=answer):
@@ -149,15 +151,20 @@ class Mount:
         read_only: bool = False,
         export_root: bytes = b"/home/me/src",
         watches: bool = False,
+        orders: bool = False,
+        ring: bytearray | None = None,
         **tenant: Any,
     ) -> None:
+        """`ring` is where a process before this one has put what it owed."""
         self.now = 100.0
         self.identity = identity
         tenant.setdefault("cache", Cache("watched"))
         self.tenant = Tenant(name="acme", rules=tuple(rules), limits=limits or TenantLimits(), **tenant)
         gate = Gate(self.tenant, identity, read_only=read_only)
         limiter = Limiter(self.tenant.limits, self.now)
-        self.t = Turnstile(gate, limiter, bounds or Limits(), export_root=export_root, watches=watches)
+        self.t = Turnstile(gate, limiter, bounds or Limits(), export_root=export_root, watches=watches, orders=orders)
+        self.ring = bytearray(2**20) if ring is None else ring
+        self.t.ahead.room, self.t.ahead.read_back = len(self.ring), lambda at, size: bytes(self.ring[at : at + size])
         self.log: list[effects.Effect] = []
         """Every effect since the last `clear`."""
         self.number = 0
@@ -254,6 +261,9 @@ class Mount:
     # What comes out.
 
     def gather(self) -> None:
+        for effect in self.t.effects:
+            if isinstance(effect, effects.Hold):
+                self.ring[effect.at : effect.at + len(effect.data)] = effect.data
         self.log += self.t.effects
         self.t.effects = []
 

@@ -18,7 +18,8 @@ from websockets.typing import Subprotocol
 from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.websocket import WebSocket
 from fuse_gated.wire import codec
-from fuse_gated.wire.messages import OPERATION_OF, SUBPROTOCOL, Arguments, Ask, Frame, Terms, Welcome
+from fuse_gated.wire.messages import SUBPROTOCOL, Arguments, Ask, Frame, Terms, Welcome
+from fuse_gated.wire.tables import OPERATION_OF
 
 MOUNT: Final = "/run/fuse-gated/mnt/acme/export"
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +16,14 @@ from harness.leftovers import clear_away
 from harness.log import DEADLINE, whole_lines
 from harness.program import Program
 from harness.server import ALLOW_ALL, Server, token_file
+from harness.waiting import until
 
 ORDINARY_USER: Final = 65534
 """nobody's uid and gid: whom libfuse's server, and a client that is not root, run as."""
+
+
+WATCHED: Final = "watched"
+STRICT: Final = {"cache": {"mode": "strict"}}
 
 
 class Export:
@@ -74,6 +80,7 @@ class Mounted:
         behind = self.export / name
         behind.mkdir()
         behind.chmod(0o777)
+        until((self.path / name).exists, "it is seen")
         return Work(self.path / name, behind)
 
 
@@ -99,13 +106,15 @@ class Place:
 
 
 class Stage(contextlib.AbstractContextManager["Stage"]):
-    """Starts servers and clients in a directory of its own that everybody may walk through. `driver`: kernel or libfuse.
+    """Starts servers and clients in a directory of its own that everybody may walk through. `driver`: kernel or libfuse, whose
+    policies remember nothing unless they say so; or watched, which is kernel with what the product does by itself.
 
     With `shared` it outlives a test, so what is told while it closes is its own to complain of.
     """
 
     def __init__(self, driver: str = "kernel", shared: bool = False) -> None:
-        self.driver, self.shared = driver, shared
+        self.driver, self.shared = "kernel" if driver == WATCHED else driver, shared
+        self._cache: dict[str, Any] = {} if driver == WATCHED else STRICT
         self.directory = Path(tempfile.mkdtemp(prefix="fuse-gated-test-")).resolve()
         self.directory.chmod(0o755)
         self._servers: list[Server] = []
@@ -118,7 +127,13 @@ class Stage(contextlib.AbstractContextManager["Stage"]):
         if user is None and self.driver == "libfuse" and os.geteuid() == 0:
             user = ORDINARY_USER
         name = f"server{len(self._servers) or ''}"
-        server = Server(self.directory, self.tenant() if policy is None else policy, settings, user, name)
+        policy = self.tenant() if policy is None else policy
+        if isinstance(policy, dict):
+            # What a test does on one side is seen on the other at once.
+            # (A copy each: YAML would give what is shared a name.)
+            tenants = {tenant: {**deepcopy(self._cache), **body} for tenant, body in policy["tenants"].items()}
+            policy = {**policy, "tenants": tenants}
+        server = Server(self.directory, policy, settings, user, name)
         self._servers.append(server)
         return server
 

@@ -78,6 +78,7 @@ def test_appends_of_two_processes_lose_nothing(work: Work, pair: tuple[Actor, Ac
         actor.tell("append", "f", wanted[number])
     for actor in pair:
         actor.answer()
+        actor.do("close", "f")
     content = (work.behind / "log").read_bytes()
     assert len(content) == 1000 * 101
     lines = content.splitlines(keepends=True)

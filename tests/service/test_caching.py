@@ -4,6 +4,7 @@ Where nothing but a notice could make the server look again within an hour, wait
 """
 
 import fcntl
+import functools
 import mmap
 import os
 import shutil
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Mounted, Stage
+from harness import Mounted, Persona, Stage
 from harness.proxy import Proxy
+from harness.syscalls import DirectoryStream
 from harness.waiting import records, until, wait_for_record
 
 from fuse_gated import control
@@ -47,7 +49,7 @@ def shows(path: Path, behind: Path) -> bool:
     """Whether one is as the other. What is looked at may be changing: each name of a listing is looked at by itself."""
     try:
         return view(path) == view(behind)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -193,6 +195,136 @@ def test_what_is_known_is_not_asked_for(mounted: Mounted, work: Any) -> None:
     until(lambda: asked() == 0, "nothing is asked any more")
 
 
+# Listings that the kernel keeps by itself.
+
+
+def kept(mounted: Mounted, path: Path) -> list[str]:
+    """What a directory lists, once the kernel lists it by itself: all that reaches the worker is that it is opened and closed."""
+
+    def asked() -> bool:
+        before = operations(mounted.server)
+        os.listdir(path)
+        return operations(mounted.server) - before <= 2
+
+    until(asked, "the kernel lists it by itself")
+    return sorted(os.listdir(path))
+
+
+LISTED: dict[str, Change] = {
+    name: CHANGES[name] for name in ("removed", "renamed", "moved", "a directory made", "a directory moved", "exchanged")
+}
+LISTED["made"] = lambda root: (root / "a/made").write_bytes(b"new")
+
+
+@pytest.mark.parametrize("change", LISTED)
+@pytest.mark.parametrize("where", ["client", "server"])
+def test_a_listing_that_is_kept_shows_a_change(mounted: Mounted, work: Any, where: str, change: str) -> None:
+    """Whoever opens it anew, and whoever has it open and reads it once more."""
+    fill(work.behind)
+    until(lambda: shows(work.path, work.behind), "all is there")
+    assert kept(mounted, work.path / "a") == sorted(os.listdir(work.behind / "a"))
+    with DirectoryStream(work.path / "a") as stream:
+        before = {name for name, *_ in stream} - {".", ".."}
+
+        def again() -> set[str]:
+            stream.rewind()
+            return {name for name, *_ in stream} - {".", ".."}
+
+        assert before == again() == set(os.listdir(work.behind / "a"))
+        LISTED[change](work.behind if where == "client" else work.path)
+        after = set(os.listdir(work.behind / "a"))
+        if where == "server":
+            assert set(os.listdir(work.path / "a")) == again() == after
+        until(lambda: set(os.listdir(work.path / "a")) == after, "whoever opens it sees it")
+        until(lambda: again() == after, "and who has it open")
+    assert kept(mounted, work.path / "a") == sorted(after)
+
+
+def test_changes_that_follow_one_another_at_once(mounted: Mounted, work: Any) -> None:
+    """The directory's time of last change may be the same for several of them."""
+    (work.behind / "d").mkdir()
+    for number in range(300):
+        (work.behind / "d" / f"{number}a").touch()
+        os.listdir(work.path / "d")
+        (work.behind / "d" / f"{number}b").touch()
+        until(lambda: len(os.listdir(work.path / "d")) == len(os.listdir(work.behind / "d")), "both are seen")
+    assert len(os.listdir(work.path / "d")) == 600
+
+
+def test_places_in_a_listing_that_is_kept(mounted: Mounted, work: Any) -> None:
+    for number in range(2000):
+        (work.behind / f"{number:04}").touch()
+    until(lambda: len(os.listdir(work.path)) == 2000, "all is there")
+    kept(mounted, work.path)
+    with DirectoryStream(work.path) as stream:
+        places, names = [stream.tell()], []
+        for name, *_ in stream:
+            names.append(name)
+            places.append(stream.tell())
+        for at in (0, 1, 700, 1999, 2001, 3, 1400):
+            stream.seek(places[at])
+            assert [name for name, *_ in stream] == names[at:]
+        stream.seek(places[900])
+        (work.behind / "new").touch()
+        until(lambda: (work.path / "new").exists() and "new" in os.listdir(work.path), "it is seen")
+        rest = {name for name, *_ in stream}
+        assert set(names[900:]) <= rest <= {*names[900:], "new"}
+
+
+def test_a_directory_of_very_many(mounted: Mounted, work: Any) -> None:
+    for number in range(50_000):
+        os.mknod(work.behind / f"{number}")
+    expected = {str(number) for number in range(50_000)}
+    assert set(os.listdir(work.path)) == expected
+    assert set(kept(mounted, work.path)) == expected
+    os.unlink(work.behind / "49999")
+    (work.behind / "new").touch()
+    until(lambda: set(os.listdir(work.path)) == expected - {"49999"} | {"new"}, "a change of it is seen")
+    found = os.listdir(work.path)
+    assert len(found) == len(set(found)) == 50_000
+
+
+def test_a_policy_that_changes_ends_what_is_kept(apart: Stage) -> None:
+    mounted = apart.mount(server=apart.server(apart.tenant(cache=WATCHED)))
+    fill(mounted.export)
+    assert kept(mounted, mounted.path / "a") == ["deep", "file", "other"]
+    rules = [{"path": "/a/other", "hide": True}, {"path": "/**", "allow": ["read", "write", "execute", "delete"]}]
+    with DirectoryStream(mounted.path / "a") as stream:
+        assert len(list(stream)) == 5
+        mounted.server.reload(apart.tenant(cache=WATCHED, rules=rules), "policy applied")
+        assert sorted(os.listdir(mounted.path / "a")) == ["deep", "file"]
+        stream.rewind()
+        assert {name for name, *_ in stream} == {".", "..", "deep", "file"}
+    assert kept(mounted, mounted.path / "a") == ["deep", "file"]
+    # Who is no user any more may not open it, whatever the kernel keeps: not even with a descriptor from before.
+    guest = Persona(65534, 65534)
+    inside = os.open(mounted.path / "a", os.O_PATH)
+    listing = functools.partial(os.open, ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=inside)
+    assert guest.outcome(listing) == "ok"
+    mounted.server.reload(apart.tenant(cache=WATCHED, users=["root"], groups=[]), "policy applied")
+    until(lambda: guest.outcome(os.listdir, mounted.path) == guest.outcome(listing) == "EACCES", "the guest is kept out")
+    os.close(inside)
+    mounted.server.reload(apart.tenant(cache=WATCHED, audit="everything"), "policy applied")
+    since = len(records(mounted.server, kind="operation", operation="readdir"))
+    for _ in range(3):
+        assert sorted(os.listdir(mounted.path / "a")) == ["deep", "file", "other"]
+    assert len(records(mounted.server, kind="operation", operation="readdir")) - since >= 6, "each of them is told"
+
+
+@pytest.mark.parametrize("where", ["client", "server"])
+def test_a_large_file_that_was_read_shows_a_change(mounted: Mounted, work: Any, where: str) -> None:
+    content = os.urandom(2**20)
+    here, there = work.path / "large", work.behind / "large"
+    there.write_bytes(content)
+    until(lambda: shows(work.path, work.behind), "it is seen")
+    for number in range(10):
+        assert here.read_bytes() == content
+        content = content[:-1] + b"%d" % number if number % 2 else content + b"%d" % number
+        (there if where == "client" else here).write_bytes(content)
+        until(lambda: here.read_bytes() == there.read_bytes(), "the change is seen")
+        assert there.read_bytes() == content
+
+
 @pytest.fixture
 def apart() -> Iterator[Stage]:
     with Stage() as stage:
@@ -261,6 +393,8 @@ def test_what_changes_while_the_client_is_away_is_seen_afterwards(apart: Stage) 
             CHANGES[change](export)
         proxy.refuse(False)
         wait_for_record(server, kind="session-resumed")
+        # That a name was missing the kernel believes for a second more.
+        until(lambda: (mount / "b").exists(), "the new name")
         assert view(mount) == view(export)
         assert open_before.read() == b"of another length"
     proxy.close()

@@ -13,9 +13,12 @@ import pytest
 from harness import Server, Stage, need
 from harness.hostile import SILENCE, Child, HostileClient, honest
 from harness.log import DEADLINE
-from harness.parts import Parts, state
+from harness.needs import need_that
+from harness.parts import Parts, end, state, thread_states
+from harness.proxy import Proxy
 from harness.server import ALLOW_ALL
 from harness.stage import Export
+from harness.tracing import READV, kill_when_it_has_read
 from harness.waiting import until, wait_for_record
 
 from fuse_gated import control
@@ -46,11 +49,11 @@ def worker(server: Server) -> int:
 
 
 def victim(server: Server) -> int:
-    """The worker that is to be killed. Where nobody sends a request again, what was read is lost until it is stored (decision
-    0012): there it is not to be killed between the two, and stands still as it waits, with requests on their way."""
+    """The worker that is to be killed. With libfuse what was read is lost until it is stored (decision 0012): there it is not
+    to be killed between the two, and stands still as it waits, with requests on their way."""
     pid = worker(server)
     (session,) = control.call(str(server.runtime), "sessions")
-    if session["driver"] != "kernel" or "resend" in (server.etc / "fuse-gated.yaml").read_text():
+    if session["driver"] != "kernel":
         until(lambda: _stopped_as_it_waited(pid), "it waits")
     return pid
 
@@ -80,7 +83,8 @@ class Busy:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        # Who waits for ever ends with the mount.
+        self._thread.join(DEADLINE)
 
     def goes_on(self) -> None:
         """A few rounds have been done since this was called."""
@@ -147,6 +151,29 @@ def verified(server: Server) -> bool:
     assert [session.faults for session in audit_verify.verify(records)] == [()]
     kinds = [record["FUSE_GATED_KIND"] for record in server.audit()]
     return kinds.count("session-opened") == 1 and kinds.count("session-closed") == 1
+
+
+def test_a_worker_that_ends_when_it_has_read_a_request(request: pytest.FixtureRequest) -> None:
+    """And has done nothing about it. Where the kernel does not send it again, the next worker finds it where it was read into."""
+    need("root", "fuse")
+    need_that(READV is not None, "a processor whose system calls are known here")
+    if "kernel" not in request.config.getoption("--drivers"):
+        pytest.skip("run with --drivers kernel")
+    with Stage("kernel") as place:
+        server = place.server({"tenants": {"acme": TENANT}}, {"without": ["resend"]})
+        client = place.export(server)
+        mount = client.mount_path()
+        with Busy(mount) as busy:
+            for times in range(1, 7):
+                busy.goes_on()
+                kill_when_it_has_read(worker(server))
+                resumed(client, times)
+                busy.goes_on()
+        assert not busy.errors
+        assert os.listdir(client.directory) == []
+        client.stop()
+        wait_for_record(server, kind="session-closed")
+        assert verified(server)
 
 
 def test_nothing_is_done_twice(stage: tuple[Stage, Server]) -> None:
@@ -222,3 +249,36 @@ def test_the_daemon_or_the_keeper_is_killed(request: pytest.FixtureRequest, whic
         wait_for_record(server, kind="session-closed")
         kinds: list[Any] = [record["FUSE_GATED_KIND"] for record in server.audit()]
         assert kinds.count("session-opened") == kinds.count("session-closed") == 1
+
+
+def test_a_killed_worker_lets_its_client_go_whatever_a_thread_of_it_waits_for(request: pytest.FixtureRequest) -> None:
+    """The kernel has it wait for a directory's lock, whose holder waits for the client: what would be left of the process until
+    that is answered must not keep the connection open."""
+    need("root", "fuse")
+    if "kernel" not in request.config.getoption("--drivers"):
+        pytest.skip("run with --drivers kernel")
+    with Stage("kernel") as place:
+        server = place.server(place.tenant(cache={"mode": "watched"}))
+        proxy = Proxy(server.port)
+        try:
+            client = place.export(server, options=["--server", proxy.url, "--dead-after", "3600"])
+            mount = client.mount_path()
+            (client.directory / "d").mkdir()
+            assert os.listdir(mount / "d") == []
+            since = len(server.audit())
+            proxy.stall("to client", 3600.0)
+            holder = threading.Thread(target=os.mkdir, args=(mount / "d/held",))
+            holder.start()
+            wait_for_record(server, since, kind="operation", operation="mkdir")
+            (client.directory / "d/new").touch()
+            pid = worker(server)
+            until(lambda: "D" in thread_states(pid), "it waits in the kernel")
+            end(pid, signal.SIGKILL)
+            proxy.flow()
+            client.wait_for_event("connection-lost")
+            holder.join(DEADLINE)
+            assert not holder.is_alive()
+            assert sorted(os.listdir(mount / "d")) == ["held", "new"]
+            client.stop()
+        finally:
+            proxy.close()

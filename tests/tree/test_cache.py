@@ -435,3 +435,43 @@ def test_floods_cost_no_more_than_the_room(kind: int) -> None:
         cache.settle()
         cache.news.clear()
         cache.evicted.clear()
+
+
+# A file that is being changed.
+
+
+def test_of_what_is_being_changed_nothing_is_believed_until_all_of_it_is_done(cache: Cache) -> None:
+    assert F.attributes is not None
+    cache.read(b"f", b"hello", cache.tick)
+    cache.hold(2)
+    cache.hold(2)
+    for _ in range(2):
+        assert (cache.attributes(b"f", 0.0), cache.content(b"f")) == (None, None)
+        assert cache.attributes(b"g", 0.0) == G.attributes
+        assert [(each.name, each.attributes) for each in cache.names(b"", 0.0) or ()][:2] == [(b"f", None), (b"g", G.attributes)]
+        assert cache.until(b"f", F.attributes) == (math.inf, 0.0), "it is that file all the same"
+        assert cache.attributes(b"none", 0.0) is MISSING
+        assert cache.content(b"g") is None
+        cache.hold(3)
+        cache.let_go(3)
+    cache.let_go(2)
+    assert cache.attributes(b"f", 0.0) is None
+    cache.let_go(2)
+    assert (cache.attributes(b"f", 0.0), cache.content(b"f")) == (F.attributes, b"hello")
+    assert cache.until(b"f", F.attributes) == (math.inf, math.inf)
+
+
+def test_by_whatever_name_it_is_known(cache: Cache) -> None:
+    cache.hold(2)
+    cache.renames(b"f")
+    cache.told(b"new", attributes(2, size=9))
+    assert cache.attributes(b"new", 0.0) is None
+    cache.let_go(2)
+    assert cache.attributes(b"new", 0.0) == attributes(2, size=9)
+
+
+def test_content_of_which_no_name_is_known_any_more(cache: Cache) -> None:
+    cache.read(b"f", b"hello", cache.tick)
+    cache.hold(5)
+    assert cache.content(b"f") == b"hello"
+    assert cache.content(b"d/x") is None

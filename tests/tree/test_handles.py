@@ -100,3 +100,20 @@ def test_locks_are_a_files_until_its_last_handle_is_gone(handles, node):
     assert handles.locks.has(second.place, 9)
     handles.remove(second.id)
     assert len(handles.locks) == 0
+
+
+def test_what_is_only_open_here_is_opened_at_the_client_once(handles, node):
+    handle = handles.add(node, b"a", None, 0)
+    assert (handle.remote, handles.unopened) == (-handle.id, 1)
+    handles.changed.clear()
+    handles.opened(handle, 70)
+    assert (handle.remote, handles.unopened, handles.changed) == (70, 0, {handle.id})
+
+
+def test_what_nobody_here_wants_is_closed_under_a_number_of_its_own(handles, node):
+    first = handles.add(node, b"a", 70, 0)
+    number = handles.close(71, directory=True)
+    assert number == first.id + 1
+    assert handles.releasing == {number: (71, True, ())}
+    assert number in handles.changed
+    assert handles.add(node, b"a", 72, 0).id == number + 1

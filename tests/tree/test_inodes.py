@@ -482,3 +482,22 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_names_of_one_file_are_siblings_once_that_is_seen(inodes):
+    a = make(inodes, b"a", inode=5)
+    make(inodes, b"b", inode=5, nlink=2)
+    assert inodes.siblings(a) == [inodes.find(b"b").id]
+    assert make(inodes, b"a", inode=5, nlink=2) is a
+    assert inodes.is_linked(a)
+    before = set(inodes.changed)
+    inodes.has_links(a, attributes(5, nlink=3))
+    assert set(inodes.changed) == before, "that is known"
+
+
+def test_where_a_node_is(inodes):
+    a = make(inodes, b"a", inode=5)
+    for _ in range(2):
+        assert inodes.where(a) == (b"a", "")
+    inodes.removed(a)
+    assert inodes.where(a) == (b"a", "ENOENT")

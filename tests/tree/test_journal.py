@@ -16,9 +16,11 @@ from fuse_gated.tree.journal import (
     Answered,
     AnyRow,
     Asked,
+    GivenUp,
     HandleGone,
     HandleReleasing,
     HandleRow,
+    Interrupted,
     KeptAnswer,
     Known,
     Locked,
@@ -27,8 +29,10 @@ from fuse_gated.tree.journal import (
     NodeGone,
     NodeRow,
     Numbers,
+    Owed,
     Row,
     Settled,
+    SettledOwed,
 )
 from fuse_gated.tree.restoring import Restored, restore
 
@@ -234,6 +238,32 @@ def test_the_last_row_counts() -> None:
     assert found.known.root is not None
 
 
+def owed(number: int) -> Owed:
+    return Owed(number, 1, (7, 2, REGULAR), b"f", "write", b"", 0, 5)
+
+
+def test_what_is_owed_is_so_until_it_is_settled() -> None:
+    rows = [owed(4), owed(2), owed(6), SettledOwed(2), SettledOwed(8), owed(8)]
+    _, _, found = restored(ROWS.decode(msgspec.msgpack.encode(rows)))
+    assert list(found.owed.values()) == [owed(4), owed(6), owed(8)], "in their order"
+
+
+def test_what_was_given_up_is_so_until_the_client_has_answered() -> None:
+    two, four = (GivenUp(number, "open", b"raw") for number in (2, 4))
+    _, _, found = restored([two, four, GivenUp(2), GivenUp(6), Interrupted(8), Interrupted(10), Settled(8)])
+    assert (found.given_up, found.interrupted) == ({4: four}, {10})
+
+
+def test_an_error_that_nobody_was_told_of_is_kept() -> None:
+    tree = Tree()
+    handle = tree.handles.add(known(tree), b"f", 70, 2)
+    handle.failed = "ENOSPC"
+    tree.commit()
+    again = tree.again().handles.get(handle.id)
+    assert again is not None
+    assert again.failed == "ENOSPC"
+
+
 def test_numbers_are_never_used_again() -> None:
     inodes, handles, _ = restored([Numbers(7, 8), node_row(5), NodeGone(9), HandleGone(4), HandleReleasing(11, 70, True, ())])
     assert (inodes.newest, handles.newest) == (10, 12)
@@ -308,6 +338,7 @@ def test_no_more_answers_than_can_be_on_their_way() -> None:
         ([handle_row(number, None) for number in range(MANY + 1)], f"more than {MANY} nodes"),
         ([HandleReleasing(number, 1, False, ()) for number in range(MANY + 1)], f"more than {MANY} nodes"),
         ([Asked(number, b"") for number in range(MANY + 1)], f"more than {MANY} nodes"),
+        ([owed(number) for number in range(MANY + 1)], f"more than {MANY} nodes"),
         ([Locked(2, ((1, 0, 9, 1, 9, 1),) * MANY), Locked(3, ((1, 0, 9, 1, 9, 1),))], f"more than {MANY} nodes"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,

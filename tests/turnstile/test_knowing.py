@@ -286,7 +286,8 @@ def test_the_kernel_hears_of_what_was_replaced_removed_and_made() -> None:
     a, b = m.walk(t, b"a"), m.walk(t, b"b")
     m.clear()
     m.notice(b"a", b"b", b"new", attributes=(attributes(12345), None, attributes(6)))
-    assert m.story == ["forget 1/a", f"forget {a}", "forget 1/b", f"forget {b}", "forget 1/new"]
+    # The root's listing once: nobody has read it since.
+    assert m.story == ["forget 1", "forget 1/a", f"forget {a}", "forget 1/b", f"forget {b}", "forget 1/new"]
     m.clear()
     assert entry(m.see(t, op.Lookup(ROOT, b"new"))).entry_valid == knowing.KERNEL
     assert entry(m.see(t, op.Lookup(ROOT, b"a"))).node != a
@@ -306,7 +307,7 @@ def test_a_notice_without_attributes_makes_everything_of_it_unknown() -> None:
     a = m.walk(t, b"a")
     m.clear()
     m.notice(b"a", b"none")
-    assert m.story == ["forget 1/a", f"forget {a}"]
+    assert m.story == ["forget 1", "forget 1/a", f"forget {a}"]
     m.clear()
     m.see(t, op.Getattr(a))
     assert asked(m) == ["getattr"]
@@ -318,7 +319,7 @@ def test_too_much_to_tell_ends_all_that_was_known() -> None:
     a = m.walk(t, b"a")
     m.clear()
     m.notice(overflow=True)
-    assert m.story == ["forget attributes of 1", "expire 1/a", f"forget attributes of {a}"]
+    assert m.story == ["forget attributes of 1", "forget 1", "expire 1/a", f"forget attributes of {a}"]
     m.clear()
     m.see(t, op.Getattr(a))
     assert "getattr" in asked(m)
@@ -436,8 +437,20 @@ def test_an_outage_ends_what_was_known() -> None:
     m.clear()
     m.t.suspend(m.now)
     m.gather()
-    assert m.story == ["forget attributes of 1", "expire 1/a", f"forget attributes of {a}"]
+    # No name: to forget one takes a lock in the kernel, whose holder may wait for the client.
+    assert m.story == ["forget attributes of 1", "forget 1", f"forget attributes of {a}"]
     assert b"" not in m.t.cache
+
+
+def test_names_end_once_the_client_is_there_again() -> None:
+    m, t = mount(), tree()
+    m.known(t)
+    a = m.walk(t, b"a")
+    m.see(t, op.Lookup(ROOT, b"none"))
+    m.clear()
+    m.t.forget_all_that_is_watched()
+    m.gather()
+    assert m.story == ["forget attributes of 1", "forget 1", "expire 1/a", f"forget attributes of {a}", "forget 1/none"]
 
 
 def test_a_new_policy_ends_what_was_known_and_what_is_being_asked() -> None:

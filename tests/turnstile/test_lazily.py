@@ -1,5 +1,6 @@
 """turnstile/lazily.py: what is only open here is a file like any other, and the client opens it once it is needed."""
 
+import msgspec
 import pytest
 from harness.sansio import (
     O_RDONLY,
@@ -13,8 +14,9 @@ from harness.sansio import (
 
 from fuse_gated import operations as op
 from fuse_gated.errors import ProtocolError
+from fuse_gated.operations import Attributes
 from fuse_gated.tree import journal
-from fuse_gated.tree.journal import HandleRow, NodeRow
+from fuse_gated.tree.journal import Asked, HandleRow, NodeRow
 from fuse_gated.turnstile import lazily
 from fuse_gated.turnstile.effects import Answer
 from fuse_gated.turnstile.turnstile import INTERRUPT_GRACE, Limits
@@ -23,8 +25,16 @@ from fuse_gated.wire import messages as wire
 EBADF, ESTALE, EIO, EINTR, ETIMEDOUT, ENOENT = 9, 116, 5, 4, 110, 2
 
 
+class Sparse(Tree):
+    """Its files have holes: where these are nobody but the client can say."""
+
+    def attributes(self, path: bytes) -> Attributes | None:
+        found = super().attributes(path)
+        return msgspec.structs.replace(found, blocks=0) if found is not None else None
+
+
 def tree() -> Tree:
-    return Tree({b"a": b"one", b"b": b"two", b"d": None, b"d/x": b"three"})
+    return Sparse({b"a": b"one", b"b": b"two", b"d": None, b"d/x": b"three"})
 
 
 def mount(**other) -> Mount:
@@ -49,6 +59,24 @@ def opened(mount: Mount, tree: Tree, path: bytes = b"a") -> tuple[int, int]:
 
 
 # Without the client.
+
+
+@pytest.mark.parametrize("what", [None, b"replaced"])
+def test_what_loses_its_name_while_it_is_open_here_alone_stays_what_it_was(what: bytes | None) -> None:
+    """The kernel asks for its attributes in the midst of a read(2)."""
+    m, t = mount(), tree()
+    node, handle = opened(m, t)
+    found = t.attributes(b"a")
+    assert found is not None
+    m.notice(b"a", attributes=(attributes(4711) if what else None,))
+    m.clear()
+    number = m.ask(op.Getattr(node, handle))
+    assert operations(m) == ["open"]
+    m.reply(m.sent[-1].id, Errno("ENOENT"))
+    answer = m.answer(number)
+    assert isinstance(answer, op.Attr), answer
+    assert (answer.attributes.inode, answer.attributes.nlink) == (found.inode, 0)
+    assert m.see(t, op.Read(node, handle, 0, 10)) == op.Data(b"one")
 
 
 def test_a_small_file_is_opened_read_and_closed_without_the_client() -> None:
@@ -314,6 +342,34 @@ def test_released_while_it_is_being_opened_it_is_closed_there() -> None:
     assert m.arguments == wire.Release(t.attributes(b"a").inode)
 
 
+def test_what_was_opened_after_its_end_is_closed_by_a_successor_if_the_client_has_not_heard() -> None:
+    m, t = mount(), tree()
+    node, handle = opened(m, t)
+    m.tick(lazily.LINGERS)
+    m.ask(op.Release(node, handle))
+    m.serve(t, wire.Open)
+    assert operations(m) == ["open", "release"]
+    other = mount()
+    other.t.restore(m.t.ledger.everything(), 2)
+    other.t.resume(other.now)
+    other.gather()
+    assert operations(other) == ["release"]
+
+
+def test_what_waits_for_room_when_it_ends_may_be_opened_all_the_same() -> None:
+    m, t = mount(bounds=Limits(max_in_flight=1)), tree()
+    node, handle = opened(m, t)
+    m.ask(op.Statfs(ROOT))
+    m.tick(lazily.LINGERS)
+    m.ask(op.Release(node, handle))
+    assert operations(m) == ["statfs"]
+    other = mount()
+    other.t.restore(m.t.ledger.everything(), 2)
+    other.t.resume(other.now)
+    other.gather()
+    assert operations(other) == ["open"]
+
+
 def test_all_who_wait_for_it_go_on() -> None:
     m, t = mount(), tree()
     node, handle = opened(m, t)
@@ -447,6 +503,35 @@ def test_a_successor_does_not_take_another_file_for_it() -> None:
     number = successor.ask(op.Getattr(node, handle))
     successor.reply(successor.sent[-1].id, Errno("EIO"))
     assert successor.answer(number) == op.Failed(EIO)
+
+
+@pytest.mark.parametrize("what", ["opendir", "open"])
+def test_what_a_process_before_may_have_had_opened_is_asked_for_under_its_number(what: str) -> None:
+    """Whoever opened it here instead would leave open what the client has opened."""
+    m, t = mount(), tree()
+    m.known(t)
+    request = op.Opendir(ROOT, 0) if what == "opendir" else op.Open(m.walk(t, b"a"), O_RDONLY)
+    number = m.number + 2
+    successor = mount()
+    successor.t.restore([*m.t.ledger.everything(), Asked(number, b"raw")], 2)
+    successor.number = number
+    successor.known(t)
+    successor.see(t, op.Lookup(ROOT, b"a"))
+    successor.clear()
+    successor.number = number - 2
+    assert successor.ask(request) == number
+    assert [(frame.id, frame.operation) for frame in successor.sent] == [(number, what)]
+    assert not successor.t.ledger.before
+
+
+def test_a_successor_closes_what_a_process_before_may_have_had_opened() -> None:
+    m, t = mount(), tree()
+    node, handle = opened(m, t)
+    successor = mount()
+    successor.t.restore(m.t.ledger.everything(), 2)
+    assert successor.see(t, op.Release(node, handle)) == op.Done()
+    assert operations(successor) == ["open", "release"]
+    assert successor.arguments == wire.Release(t.attributes(b"a").inode)
 
 
 def test_while_the_client_is_away_nothing_is_opened() -> None:

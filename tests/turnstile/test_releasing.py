@@ -1,7 +1,7 @@
 """What is closed here is closed at the client too, although it may not have heard so the first time."""
 
 import pytest
-from harness.sansio import ROOT, Errno, Mount
+from harness.sansio import DIRECTORY, O_RDWR, REGULAR, ROOT, Errno, Mount, attributes
 
 from fuse_gated import operations as op
 from fuse_gated.tree.journal import HandleGone, HandleReleasing, Row
@@ -84,3 +84,44 @@ def test_numbers_are_not_given_out_again():
     mount.ask(op.Release(0, handle))
     other = successor(mount)
     assert other.opendir(ROOT) > handle
+
+
+@pytest.mark.parametrize(
+    ("request_of", "kind", "back"),
+    [
+        (lambda _node: op.Opendir(ROOT, 0), DIRECTORY, messages.Releasedir(70)),
+        (lambda node: op.Open(node, O_RDWR), REGULAR, messages.Release(70)),
+    ],
+    ids=["directory", "file"],
+)
+def test_what_came_too_late_is_closed_by_a_successor_if_the_client_has_not_heard(request_of, kind, back):
+    mount = Mount()
+    number = mount.ask(request_of(mount.lookup(b"f")))
+    mount.interrupt(number)
+    mount.tick(1.0)
+    committed = list(mount.t.ledger.everything())
+    mount.clear()
+    mount.reply(number, messages.OpenedFile(70, attributes(1, kind)))
+    assert asked(mount) == [back]
+    committed += mount.t.ledger.rows()
+    assert asked(successor(mount)) == asked(successor(mount, committed=committed)) == [back]
+    mount.reply(mount.sent[-1].id, None)
+    committed += mount.t.ledger.rows()
+    assert asked(successor(mount)) == asked(successor(mount, committed=committed)) == []
+
+
+@pytest.mark.parametrize(
+    ("request_of", "back"),
+    [
+        (lambda _node: op.Opendir(ROOT, 0), messages.Releasedir(70)),
+        (lambda node: op.Open(node, O_RDWR), messages.Release(70)),
+        (lambda _node: op.Create(ROOT, b"new", O_RDWR, 0o644, 0), messages.Release(70)),
+    ],
+    ids=["opendir", "open", "create"],
+)
+def test_so_is_what_is_not_what_was_to_be_opened(request_of, back):
+    mount = Mount()
+    number = mount.ask(request_of(mount.lookup(b"f")))
+    mount.reply(number, messages.OpenedFile(70, attributes(999, 0o010000)))
+    assert isinstance(mount.answer(number), op.Failed)
+    assert asked(successor(mount)) == [back]

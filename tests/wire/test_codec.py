@@ -12,9 +12,8 @@ from fuse_gated.operations import Attributes, Filesystem
 from fuse_gated.wire import codec
 from fuse_gated.wire.codec import MAX_FRAMES, Batch
 from fuse_gated.wire.messages import (
-    ARGUMENTS,
+    MAX_AFTER,
     MAX_MESSAGE,
-    RESULTS,
     Ask,
     Asked,
     Cancel,
@@ -39,6 +38,7 @@ from fuse_gated.wire.messages import (
     Welcome,
     Write,
 )
+from fuse_gated.wire.tables import ARGUMENTS, RESULTS
 
 FILE = Attributes(7, 21, 0o100644, 1, 500, 501, 0, 5, 8, 4096, 1, 2, 3)
 HELLO = b"\x91\x92\xa5hello\x81\xa6export\xa3src"
@@ -96,6 +96,28 @@ def test_arguments_arrive(arguments):
     assert isinstance(asked, Asked)
     assert (asked.id, asked.operation) == (6, operation)
     assert codec.decode_arguments(asked) == arguments
+
+
+def test_what_a_request_waits_for_arrives():
+    after = (1, 0, 2**63 - 1)
+    [asked] = codec.decode_from_server(codec.encode(Ask(6, "unlink", Unlink(b"f"), after)))
+    assert (asked.id, asked.after) == (6, after)
+    assert codec.decode_arguments(asked) == Unlink(b"f")
+    batch = Batch()
+    batch.add(Ask(6, "unlink", Unlink(b"f"), tuple(range(MAX_AFTER))))
+    [asked] = codec.decode_from_server(batch.take()[0])
+    assert asked.after == tuple(range(MAX_AFTER))
+
+
+def test_a_request_that_waits_for_none_does_not_say_so():
+    """An older client has never seen the field."""
+    form = b"\x94\xa3ask\x06\xa6unlink\x91\xc4\x01f"
+    assert codec.encode(Cancel(6), Ask(6, "unlink", Unlink(b"f"))) == b"\x92\x92\xa6cancel\x06" + form
+    batch = Batch()
+    batch.add(Ask(6, "unlink", Unlink(b"f")))
+    assert batch.take() == [b"\xdd\x00\x00\x00\x01" + form]
+    assert codec.decode_from_server(b"\x91" + form)[0].after == ()
+    assert codec.decode_from_server(b"\x91\x95" + form[1:] + b"\x90")[0].after == ()
 
 
 @pytest.mark.parametrize("operation", RESULTS)
@@ -163,6 +185,13 @@ def test_a_malformed_message_of_a_client_is_refused_with_a_reason(message, reaso
 def test_a_malformed_message_of_a_server_is_refused(message):
     with pytest.raises(ProtocolError, match="malformed message"):
         codec.decode_from_server(message)
+
+
+@pytest.mark.parametrize("after", [None, 4, b"\x04", ["4"], [4.0], [None], [-1], [2**63], [[4]], {"4": 4}, [4] * (MAX_AFTER + 1)])
+def test_a_malformed_list_of_what_a_request_waits_for_is_refused(after):
+    with pytest.raises(ProtocolError, match="malformed message") as caught:
+        codec.decode_from_server(msgspec.msgpack.encode([("ask", 6, "unlink", (b"f",), after)]))
+    assert caught.value.close_code == 1007
 
 
 @pytest.mark.parametrize("arguments", [None, b"f", [], ["f"], [b"f", 2], {"path": b"f"}])

@@ -135,7 +135,7 @@ def test_what_was_answered_survives(stage: Stage, fault: str, direction: Directi
     with session(stage) as here:
         parts = Parts(here.server)
         files = {f"file{number}": here.opened(f"file{number}", os.O_WRONLY | os.O_APPEND) for number in range(3)}
-        pieces = [bytes([65 + number]) * (number * 4096 + 1) for number in range(12)]
+        pieces = [bytes([65 + number]) * (number * 2000 + 1) for number in range(12)]
         here.proxy.stall(direction, FOREVER)
         for piece in pieces:
             for fd in files.values():

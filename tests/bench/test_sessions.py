@@ -36,7 +36,7 @@ def test_what_sessions_cost(tmp_path: Path) -> None:
             # One or two more, on either side, where something that has just ended is still being told of.
             assert abs(there - empty - row["sessions"] * each) <= 2
             assert left - empty <= 1, "nothing is left of what has gone"
-        assert row["idle"]["descriptors"]["worker"] == 11
+        assert row["idle"]["descriptors"]["worker"] == 12
         assert 0 < row["idle"]["pss"] - row["empty"]["pss"] < row["sessions"] * 15
         assert row["idle"]["all"] >= 0
     assert found["burst"]["each"]["count"] == 5

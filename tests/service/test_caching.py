@@ -287,6 +287,7 @@ def test_a_directory_of_very_many(mounted: Mounted, work: Any) -> None:
 def test_a_policy_that_changes_ends_what_is_kept(apart: Stage) -> None:
     mounted = apart.mount(server=apart.server(apart.tenant(cache=WATCHED)))
     fill(mounted.export)
+    until(lambda: shows(mounted.path, mounted.export), "all is there")
     assert kept(mounted, mounted.path / "a") == ["deep", "file", "other"]
     rules = [{"path": "/a/other", "hide": True}, {"path": "/**", "allow": ["read", "write", "execute", "delete"]}]
     with DirectoryStream(mounted.path / "a") as stream:

@@ -29,7 +29,7 @@ class Handle:
     __slots__ = (
         "bytes_read", "bytes_written", "directory", "failed", "fills", "flags", "generation", "id", "identity", "inherited",
         "kept", "made", "node", "opened_at", "page", "page_start", "path", "pid", "pinned", "reads", "remote", "renewed",
-        "silent", "uid", "unflushed", "waiting", "whole", "writes",
+        "silent", "uid", "unflushed", "waiting", "warns", "whole", "writes",
     )  # fmt: skip
 
     def __init__(self, number: int, node: Node | None, path: bytes, remote: int, flags: int, *, directory: bool = False) -> None:
@@ -54,7 +54,10 @@ class Handle:
         self.made: Attributes | None = None
         """Of a file that was created by opening it, and changed by nobody else since: what it is like by now."""
         self.failed = ""
-        """The errno of a write that was answered before it failed, until somebody is told."""
+        """The errno of a write that was answered before it failed: each close is told, until an fsync has been."""
+        self.warns = ""
+        """The same for the next write, which is told once. It may be the rest of the same write(2), which the kernel then ends
+        with what was done of it, and nobody hears."""
         self.page: tuple[Listed, ...] = ()
         """Of a directory: the entries last received, from cookie `page_start` on, so that what did not fit one READDIR is
         not asked for again. One page, so that a listing without end costs no memory."""

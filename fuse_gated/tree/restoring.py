@@ -170,7 +170,8 @@ def _restore_handle(row: HandleRow, inodes: Inodes, handles: Handles) -> None:
     handle = Handle(row.id, node, row.path, row.remote, row.flags, directory=row.directory)
     handle.opened_at, handle.uid, handle.pid = row.opened_at, row.uid, row.pid
     handle.reads, handle.bytes_read = row.reads, row.bytes_read
-    handle.writes, handle.bytes_written, handle.failed = row.writes, row.bytes_written, row.failed
+    handle.writes, handle.bytes_written = row.writes, row.bytes_written
+    handle.failed = handle.warns = row.failed
     # Whether something was written since the last close(2), and under which policy it was judged, no row says.
     handle.unflushed = not row.directory and bool(row.flags & 3)
     handle.generation = -1

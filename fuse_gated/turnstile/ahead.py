@@ -104,11 +104,21 @@ def saw(t: "Desk", node: Node, attributes: Attributes) -> None:
             handle.made = None
 
 
-def told(t: "Desk", handle: Handle) -> None:
-    """Raises Failure with the error of a change that was answered before it failed, once."""
+def warned(handle: Handle) -> None:
+    """Raises Failure with the error of a change that was answered before it failed, once: for a write."""
+    if handle.warns:
+        errno, handle.warns = handle.warns, ""
+        raise Failure(errno)
+
+
+def told(t: "Desk", handle: Handle, *, by_fsync: bool) -> None:
+    """The same for close(2) and fsync(2). Only fsync is sure to be called by who has written: what a child process inherits it
+    closes as well, and does not look. So that is told each time, until an fsync has been."""
     if handle.failed:
-        errno, handle.failed = handle.failed, ""
-        t.handles.changed.add(handle.id)
+        errno = handle.failed
+        if by_fsync:
+            handle.failed = handle.warns = ""
+            t.handles.changed.add(handle.id)
         raise Failure(errno)
 
 

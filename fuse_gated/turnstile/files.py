@@ -170,7 +170,7 @@ def flush(t: Desk, call: Call, request: operations.Flush) -> None:
     t.announce_other(call, t.handles.path(handle))
     if not t.handles.locks.has(handle.place, request.owner) and (handle.silent or not handle.unflushed):
         if not ahead.waits_for_owed(t, call, handle):
-            ahead.told(t, handle)
+            ahead.told(t, handle, by_fsync=False)
             t.answer(call, Done())
         return
 
@@ -179,7 +179,7 @@ def flush(t: Desk, call: Call, request: operations.Flush) -> None:
             return
         handle.unflushed = False
         t.handles.locks.flushed(handle.place, request.owner)
-        ahead.told(t, handle)
+        ahead.told(t, handle, by_fsync=False)
         t.answer(call, Done())
 
     t.ask(call, messages.Flush(handle.remote, request.owner), answered)
@@ -219,7 +219,7 @@ def tell_closed(t: Desk, handle: Handle) -> None:
             count=handle.reads + handle.writes,
             duration_usec=max(0, int((t.now - handle.opened_at) * 1e6)),
             detail=f"read {handle.bytes_read} bytes in {handle.reads}, wrote {handle.bytes_written} bytes in {handle.writes}"
-            + (f"; a write failed with {handle.failed}, and nobody asked" if handle.failed else ""),
+            + (f"; a write failed with {handle.failed}" if handle.failed else ""),
         )
     )
 
@@ -236,7 +236,7 @@ def fsync(t: Desk, call: Call, request: operations.Fsync) -> None:
     def answered(_result: None) -> None:
         if ahead.waits_for_rest(t, call, handle):
             return
-        ahead.told(t, handle)
+        ahead.told(t, handle, by_fsync=True)
         t.answer(call, Done())
 
     t.ask(call, messages.Fsync(handle.remote, request.data_only), answered)

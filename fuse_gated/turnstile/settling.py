@@ -1,7 +1,8 @@
 """What becomes of a change that was answered ahead (ahead.py): the client has done it, a part of it, or not; and who is told.
 
-Whoever waits is told at once. Of what was answered before, each open file that had something owed is told by its next write,
-fsync or close, once; what came after a change that failed counts as failed with it, and nobody asks for it again.
+Whoever waits is told at once. Of what was answered before, each open file that had something owed is told by its next write, and
+by each close until an fsync has told it; what came after a change that failed counts as failed with it, and nobody asks for it
+again.
 """
 
 from functools import partial
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 CANCELLED: Final = "ECANCELED"
 """What the client says of a write that came after a change that failed: that one's error has been noted."""
+_TRY_AGAIN: Final = ("EINTR", "EAGAIN")
 _CHANGED: Final[dict[type[messages.Arguments], str]] = {
     messages.Write: "handle",
     messages.Setattr: "target",
@@ -131,6 +133,9 @@ def failed(t: "Desk", change: Change, errno: str, *, sure: bool = True) -> None:
     rest = [other for other in t.ahead.of(change.key) if not (other is change or change.doomed)]
     _over(t, change)
     handle = change.handle
+    if change.kept and errno in _TRY_AGAIN:
+        # Whoever hears that tries again, and hears nothing more of what was not done.
+        errno = "EIO"
     if errno == CANCELLED:
         # Unless a process before this one has heard why.
         errno = (handle.failed if handle is not None else "") or "EIO"
@@ -140,8 +145,8 @@ def failed(t: "Desk", change: Change, errno: str, *, sure: bool = True) -> None:
             t.ahead.unorder(change.key)
         _note_failure(t, change, errno)
         for other in [change, *rest]:
-            if not other.doomed and other.handle is not told:
-                _blame(t, other, errno)
+            if not other.doomed:
+                _blame(t, other, errno, warned=other.handle is told)
             if other is not change:
                 t.ahead.doom(other)
     for other in rest:
@@ -151,28 +156,28 @@ def failed(t: "Desk", change: Change, errno: str, *, sure: bool = True) -> None:
     _go_on(t, change)
 
 
-def _blame(t: "Desk", change: Change, errno: str) -> None:
-    """The open file's next write, fsync or close is to be told."""
+def _blame(t: "Desk", change: Change, errno: str, *, warned: bool = False) -> None:
+    """The open file's next fsync and close are to be told; and its next write, unless one has just been `warned`."""
     handle = change.handle
-    if change.kept and handle is not None and not handle.failed:
-        handle.failed = errno
+    if change.kept and handle is not None:
+        handle.failed = handle.failed or errno
+        handle.warns = handle.warns or ("" if warned else errno)
         t.handles.changed.add(handle.id)
 
 
 def _note_failure(t: "Desk", change: Change, errno: str) -> None:
     if change.kept and t.tells_changes:
-        detail = "it was answered before; the next write, fsync or close tells"
+        detail = "it was answered before; the next write, fsync and close tell"
         note(t, "failed", change, errno, change.row.size, None, detail)
 
 
 def _tell_caller(t: "Desk", change: Change, errno: str) -> Handle | None:
-    """Whoever waits for it is told. The open file that need not be told once more."""
+    """Whoever waits for it is told. The open file whose next write need not be told once more."""
     handle = change.handle
     calls = [change.call] if not change.kept and change.call is not None else change.waiting
     for call in [call for call in calls if call.id == change.row.request]:
-        if handle is not None and handle.failed:
-            errno, handle.failed = handle.failed, ""
-            t.handles.changed.add(handle.id)
+        if handle is not None and handle.warns:
+            errno, handle.warns = handle.warns, ""
         t.fail(call, errno)
         return handle
     return None

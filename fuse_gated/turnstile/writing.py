@@ -19,7 +19,7 @@ _LARGEST_COPY: Final = 128 * 2**20
 
 def write(t: Desk, call: Call, request: operations.Write) -> None:
     handle = judged(t, call, request.handle, write=True)
-    ahead.told(t, handle)
+    ahead.warned(handle)
     size = len(request.data)
     append = request.append and not request.from_cache
     if not append:
@@ -46,8 +46,7 @@ def write(t: Desk, call: Call, request: operations.Write) -> None:
             raise t.limited(call, errno, t.handles.path(handle), f"an append beyond {most} bytes, which the policy allows")
         if errno == settling.CANCELLED:
             # It came after one that failed, which is what its caller is to hear of.
-            ahead.told(t, handle)
-            errno = "EIO"
+            errno, handle.warns = handle.warns or handle.failed or "EIO", ""
         t.fail(call, errno)
 
     t.cache.changes(t.handles.path(handle))

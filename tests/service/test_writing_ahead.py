@@ -6,6 +6,7 @@ and nobody is to hear of that.
 
 import errno
 import fcntl
+import itertools
 import os
 import random
 import signal
@@ -173,35 +174,81 @@ def test_a_file_that_was_just_made(stage: Stage) -> None:
             assert path.read_bytes() == b"content"
 
 
-def test_a_full_disk_is_told(stage: Stage) -> None:
+@contextmanager
+def full(stage: Stage, size: str) -> Iterator[Session]:
+    """A session whose export is a filesystem of its own, with so much room."""
     need("root", "fuse")
     export = stage.directory / "export"
     export.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "none", export], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "none", export], check=True)
     try:
         with session(stage) as here:
-            for size in (4096, BLOCK, 2**20):
-                fd = os.open(here.mount / "file", os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-                heard = []
-                for _ in range(4 * 2**20 // size):
-                    try:
-                        os.write(fd, bytes(size))
-                    except OSError as error:
-                        heard.append(error.errno)
-                        break
-                if not heard:
-                    heard.append(ended(closing(fd)))
-                else:
-                    closing(fd).join(DEADLINE)
-                assert heard == [errno.ENOSPC]
-            # Nothing stays behind: what fits is written, and nobody is told of what others met.
-            os.truncate(here.mount / "file", 0)
-            (here.mount / "file").write_bytes(b"small")
-            assert (here.export / "file").read_bytes() == b"small"
-            assert records(here.server, kind="failed", operation="write", errno="ENOSPC")
+            yield here
             here.client.stop()
     finally:
         subprocess.run(["umount", "--lazy", export], check=True)
+
+
+def test_a_full_disk_is_told(stage: Stage) -> None:
+    with full(stage, "1m") as here:
+        for size in (4096, BLOCK, 2**20):
+            fd = os.open(here.mount / "file", os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+            heard = []
+            for _ in range(4 * 2**20 // size):
+                try:
+                    os.write(fd, bytes(size))
+                except OSError as error:
+                    heard.append(error.errno)
+                    break
+            if not heard:
+                heard.append(ended(closing(fd)))
+            else:
+                closing(fd).join(DEADLINE)
+            assert heard == [errno.ENOSPC]
+        # Nothing stays behind: what fits is written, and nobody is told of what others met.
+        os.truncate(here.mount / "file", 0)
+        (here.mount / "file").write_bytes(b"small")
+        assert (here.export / "file").read_bytes() == b"small"
+        assert records(here.server, kind="failed", operation="write", errno="ENOSPC")
+
+
+def test_an_error_in_the_middle_of_one_write_is_not_lost(stage: Stage) -> None:
+    """Its first part fails, which the kernel hears with the second, when it has something to tell of the first already: so the
+    program hears a short count, goes on, and the rest succeeds. Its fsync and close must know."""
+    with full(stage, "8m") as here:
+        part = 2**20
+        with (here.export / "file").open("wb") as file:
+            file.seek(part)
+            file.write(b"o" * 3 * part)
+        with (here.export / "ballast").open("wb", buffering=0) as ballast, pytest.raises(OSError, match="No space"):
+            ballast.writelines(itertools.repeat(bytes(4096)))
+        until(lambda: (here.mount / "file").stat().st_size == 4 * part, "it is seen")
+        fd = os.open(here.mount / "file", os.O_WRONLY)
+        heard: list[int | None] = []
+        at = 0
+        while at < 4 * part:
+            try:
+                at += os.pwrite(fd, b"N" * (4 * part - at), at)
+            except OSError as error:
+                heard.append(error.errno)
+                break
+        for end_of_it in (os.fsync, os.fsync, os.close):
+            try:
+                end_of_it(fd)
+            except OSError as error:
+                heard.append(error.errno)
+        assert set((here.export / "file").read_bytes()[:part]) == {0}, "it was no hole, and there was room"
+        assert set(heard) == {errno.ENOSPC}
+
+
+def test_a_child_that_closes_what_it_inherits_hides_no_error(stage: Stage) -> None:
+    with full(stage, "64k") as here:
+        fd = os.open(here.mount / "file", os.O_CREAT | os.O_WRONLY, 0o600)
+        os.write(fd, b"x" * 100_000)
+        subprocess.run([sys.executable, "-c", ""], check=True, close_fds=True)
+        with pytest.raises(OSError, match="No space"):
+            os.fsync(fd)
+        os.close(fd)
 
 
 def test_what_a_session_takes_with_it_is_told(stage: Stage) -> None:

@@ -6,7 +6,8 @@ writes at the line's speed, and not one round trip after the other. The same of 
 
 Nobody meets a file as it was before: whatever the client is asked while anything is owed names what it comes `after`
 (wire/messages.Ask), and what is known of such a file is not used (tree/cache.py). An error is told to each open file that has
-written before it, once: by its next write, fsync or close. So whoever has closed a file without an error has it at the client.
+written before it: by its next write, and by each close until an fsync has told it. So whoever has closed a file without an error
+has it at the client.
 
 A killed worker, a lost connection or an upgrade lose nothing: the successor asks again, under the same numbers, and the client
 remembers what it has done. With the session itself goes what is still owed, and the audit says so.

@@ -44,7 +44,7 @@ class Call:
         self.waits = False
         """Whether it waits for something else that the client was asked (lazily.py, gathering.py)."""
         self.waited = False
-        """Whether it has waited for what was gathered, and is to do without it now."""
+        """Whether it has waited for what was gathered, or owed when it came, and is to do without it now."""
         # For measures.py: when it was last given to the connection, its reply was back, and how many microseconds the client says
         # it needed. And what most never have: the seconds before that, (held, remote, of that the client's own).
         self.asked = self.back = 0.0

@@ -12,6 +12,7 @@ import msgspec
 
 from fuse_gated.errors import ProtocolError
 from fuse_gated.tree.journal import GivenUp, Row
+from fuse_gated.turnstile.news import News
 from fuse_gated.wire import codec, messages
 from fuse_gated.wire.messages import Asked
 from fuse_gated.wire.session import Pending
@@ -21,28 +22,18 @@ _OPENING: Final = (messages.Open, messages.Create, messages.Opendir)
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
-class Leftovers:
+class Leftovers(News):
     """By the numbers of the requests: what they asked for."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._given_up: dict[int, GivenUp] = {}
-        self._news: list[Row] = []
 
     def __bool__(self) -> bool:
         return bool(self._given_up)
 
     def __iter__(self) -> Iterator[int]:
         return iter(list(self._given_up))
-
-    @property
-    def changed(self) -> bool:
-        """Whether `rows` has anything to tell."""
-        return bool(self._news)
-
-    def rows(self) -> list[Row]:
-        """What a successor was not told yet."""
-        news, self._news = self._news, []
-        return news
 
     def everything(self) -> Iterator[Row]:
         """All that a successor must know."""

@@ -12,6 +12,7 @@ from fuse_gated.tree.handles import Handle, Handles
 from fuse_gated.tree.inodes import Identity
 from fuse_gated.tree.journal import Owed, Row, SettledOwed
 from fuse_gated.turnstile.call import Call
+from fuse_gated.turnstile.news import News
 from fuse_gated.wire import codec, messages
 from fuse_gated.wire.messages import MAX_AFTER, MAX_DATA, Asked
 
@@ -62,11 +63,12 @@ class Change:
         """Whether the client has written only a part of it; why not all the next one's answer tells."""
 
 
-class Owing:
+class Owing(News):
     """Of one session. `room` is how many bytes a successor's memory has for it (0: nothing is answered ahead), and
     `read_back(at, size)` gives what was put there. At most `most_bytes` and `most_requests` are on their way."""
 
     def __init__(self, most_bytes: int, most_requests: int) -> None:
+        super().__init__()
         self.room = 0
         self.read_back: Callable[[int, int], bytes] = lambda _at, size: bytes(size)
         self.halted = False
@@ -84,7 +86,6 @@ class Owing:
         self._newest: dict[Identity, int] = {}
         self._bytes = 0
         self._end = 0
-        self._news: list[Row] = []
 
     def __bool__(self) -> bool:
         return bool(self._changes)
@@ -168,16 +169,6 @@ class Owing:
             self.window = min(LARGEST_WINDOW, 2 * self.window)
 
     # What a successor must know.
-
-    @property
-    def changed(self) -> bool:
-        """Whether `rows` has anything to tell."""
-        return bool(self._news)
-
-    def rows(self) -> list[Row]:
-        """What a successor was not told yet."""
-        news, self._news = self._news, []
-        return news
 
     def everything(self) -> Iterator[Row]:
         """All that a successor must know."""

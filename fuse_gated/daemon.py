@@ -75,7 +75,7 @@ class Daemon:
         self._status = 0
         self._journals = Journals(self.loop, settings.audit, str(parts.runtime), self.guests.values, self._give_journal)
         mounting = "kernel" if parts.mountd is not None else "libfuse"
-        self.mounter = Drivers(self._mounter(), mounting, settings.drivers)
+        self.mounter = Drivers(self._mounter(), mounting, settings.drivers, str(parts.runtime))
         self.drivers = self.mounter.names
 
     def _mounter(self) -> Mounter | LibfuseMounter | None:

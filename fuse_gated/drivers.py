@@ -8,25 +8,32 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from fuse_gated import own_places
 from fuse_gated.edge import keeping, process
 from fuse_gated.edge.memory import make_state
-from fuse_gated.errors import ConfigurationError
+from fuse_gated.errors import ConfigurationError, OperatorError
 from fuse_gated.gate.gate import Gate
 from fuse_gated.libfuse_mounter import LibfuseMounter
 from fuse_gated.mounter import Found, Mounter, OnAnswer
 
 NETWORK: Final = "network"
+LOCAL: Final = "local"
+"""Not in the settings: what a session without a mount has where the policy gives it a copy in its place."""
 _PROGRAM: Final = "fuse-gated"
 
 
 class Drivers:
-    """`mounter` makes mounts, by the driver `mounting`, if `names` has that one; `names` is what the settings list.
+    """`mounter` makes mounts, by the driver `mounting`, if `names` has that one; `names` is what the settings list. `runtime` is
+    the runtime directory, for copies where no mount keeper makes their directories.
 
     Raises ConfigurationError where none of them can be had.
     """
 
-    def __init__(self, mounter: Mounter | LibfuseMounter | None, mounting: str, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, mounter: Mounter | LibfuseMounter | None, mounting: str, names: tuple[str, ...], runtime: str = ""
+    ) -> None:
         self._mounter = mounter
+        self._runtime = runtime
         self.names: tuple[str, ...] = tuple(
             name for name in names if name == NETWORK or (name == mounting and mounter is not None)
         )
@@ -61,6 +68,30 @@ class Drivers:
             then(keeping.Done(id=0), [])
         else:
             self._mounter.unmount(tenant, export, then)
+
+    def place(self, gate: Gate, export: str, then: OnAnswer) -> None:
+        """A directory for a copy of an export that is open without a mount (`Mounter.place`)."""
+        if isinstance(self._mounter, Mounter):
+            self._mounter.place(gate, export, then)
+            return
+        try:
+            path, given = own_places.place(self._runtime, gate, export)
+        except (OSError, OperatorError) as error:
+            then(keeping.Refused(id=0, reason=str(error)), [])
+        else:
+            then(keeping.Placed(id=0, path=path), list(given))
+
+    def displace(self, tenant: str, export: str, aside: str, then: OnAnswer) -> None:
+        """Take it away; what is not empty is put aside under a name with `aside` in it."""
+        if isinstance(self._mounter, Mounter):
+            self._mounter.displace(tenant, export, aside, then)
+            return
+        try:
+            own_places.displace(self._runtime, tenant, export, aside)
+        except (OSError, OperatorError) as error:
+            then(keeping.Refused(id=0, reason=str(error)), [])
+        else:
+            then(keeping.Done(id=0), [])
 
     def note(self, tenant: str, export: str, data: bytes) -> None:
         """Without a mount nobody would look for it: the session ends with the daemon."""

@@ -17,10 +17,11 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from fuse_gated.edge import mounts
+from fuse_gated.edge import mounts, placing
 from fuse_gated.edge.keeping import (
     MAX_NOTE,
     Access,
+    Displace,
     Done,
     Fetch,
     FromDaemon,
@@ -29,6 +30,8 @@ from fuse_gated.edge.keeping import (
     Mount,
     Mounted,
     Note,
+    Place,
+    Placed,
     Refused,
     Remount,
     Sync,
@@ -58,6 +61,9 @@ class MountKeeper:
         self._shelf = Shelf(store or NoStore())
         self._shown = os.path.join(os.path.abspath(runtime), "mnt")
         self._held: dict[tuple[str, str], Kept] = {}
+        self._placed: set[tuple[str, str]] = set()
+        self._given: list[int] = []
+        """Descriptors that go with the last answer and are not ours to keep."""
         with contextlib.ExitStack() as undo:
             directory = mounts.open_runtime(runtime)
             try:
@@ -79,7 +85,8 @@ class MountKeeper:
         return len(self._held)
 
     def answer(self, request: FromDaemon) -> tuple[FromKeeper, list[int]]:
-        """Do what is asked; the answer, and descriptors that go with it but stay ours."""
+        """Do what is asked; the answer, and descriptors that go with it but stay ours. The one before has left by now."""
+        self._let_go()
         try:
             _check(request)
             match request:
@@ -91,6 +98,10 @@ class MountKeeper:
                     self._access(request)
                 case Remount():
                     self._remount(request)
+                case Place():
+                    return self._place(request)
+                case Displace():
+                    self._displace(request)
                 case Note():
                     self._shelf.note(self._find(request.tenant, request.export), request.data)
                 case Fetch():
@@ -131,6 +142,7 @@ class MountKeeper:
         for held in self._held.values():
             held.close()
         self._held.clear()
+        self._let_go()
         os.close(self._mnt)
         os.close(self._lock)
 
@@ -182,6 +194,45 @@ class MountKeeper:
             mounts.unmount(f"/proc/self/fd/{directory}/{request.export}")
             os.close(device)
             raise
+
+    def _place(self, request: Place) -> tuple[Placed, list[int]]:
+        """A directory for a copy, and what lies beside it."""
+        tenant, export = request.tenant, request.export
+        if (tenant, export) in self._held:
+            raise RefusedError(f"{tenant}/{export} is mounted")
+        _make_directory(self._mnt, tenant)
+        directory = self._open_tenant(tenant)
+        try:
+            mounts.set_entry(directory, request.uids, request.gids, anyone=request.anyone)
+            given = placing.place(
+                directory,
+                export,
+                owner=request.owner,
+                uids=request.uids,
+                gids=request.gids,
+                anyone=request.anyone,
+            )
+        finally:
+            os.close(directory)
+        self._placed.add((tenant, export))
+        self._given = [*given]
+        return Placed(id=request.id, path=f"{self._shown}/{tenant}/{export}"), self._given
+
+    def _let_go(self) -> None:
+        for descriptor in self._given:
+            os.close(descriptor)
+        self._given = []
+
+    def _displace(self, request: Displace) -> None:
+        self._placed.discard((request.tenant, request.export))
+        directory = self._open_tenant(request.tenant)
+        try:
+            placing.displace(directory, request.export, request.aside)
+            left = os.listdir(directory)
+        finally:
+            os.close(directory)
+        if not left:
+            self._remove_unused(request.tenant)
 
     def _access(self, request: Access) -> None:
         directory = self._open_tenant(request.tenant)
@@ -235,7 +286,7 @@ class MountKeeper:
             raise RefusedError(f"{tenant} has no mounts") from None
 
     def _remove_unused(self, tenant: str) -> None:
-        if not any(name == tenant for name, _ in self._held):
+        if not any(name == tenant for name, _ in (*self._held, *self._placed)):
             _remove_directory(self._mnt, tenant)
 
     def _adopt(self, passed: Mapping[str, int]) -> dict[str, int]:
@@ -262,13 +313,17 @@ class MountKeeper:
                     raise OperatorError(f"a mount that was left behind stays: {path}", f"umount --force --lazy {path}")
                 tell(PROGRAM, f"unmounted {path}, which was left behind")
         for tenant in os.listdir(self._mnt):
+            copies: set[str] = set()
             with contextlib.suppress(NotADirectoryError):
                 directory = self._open_tenant(tenant)
-                for export in os.listdir(directory):
-                    if (tenant, export) not in self._held:
+                found = os.listdir(directory)
+                copies = {export for export in found if placing.is_copys(export, found)}
+                for export in found:
+                    if (tenant, export) not in self._held and export not in copies:
                         _remove_directory(directory, export)
                 os.close(directory)
-            self._remove_unused(tenant)
+            if not copies:
+                self._remove_unused(tenant)
 
 
 def allow_descriptors() -> None:
@@ -288,7 +343,11 @@ def _check(request: FromDaemon) -> None:
         raise RefusedError(f"not a tenant's name: {request.tenant!r}")
     if not isinstance(request, Access) and not is_mount_name(request.export):
         raise RefusedError(f"not an export's name: {request.export!r}")
-    if isinstance(request, Mount | Access):
+    if isinstance(request, Place) and not 0 < request.owner < _NOBODY:
+        raise RefusedError(f"not a user to keep a copy: {request.owner}")
+    if isinstance(request, Displace) and not is_mount_name(request.aside):
+        raise RefusedError(f"not a name to put something aside under: {request.aside!r}")
+    if isinstance(request, Mount | Access | Place):
         for ids in (request.uids, request.gids):
             if len(ids) > MAX_IDS or not all(0 <= number < _NOBODY for number in ids):
                 raise RefusedError(f"not at most {MAX_IDS} users and groups")

@@ -34,7 +34,7 @@ from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.operations import Caller
 from fuse_gated.serving import Recorder, Serving
 from fuse_gated.turnstile import elsewhere
-from fuse_gated.turnstile.files import tell_closed
+from fuse_gated.turnstile.closing import tell_closed
 from fuse_gated.turnstile.measures import Measures
 from fuse_gated.turnstile.memory import acquaint
 from fuse_gated.turnstile.turnstile import Limits, Turnstile
@@ -155,6 +155,8 @@ class Mounted:
         asked = dict(self.serving.turnstile.ledger.asked)
         if driver.keeps_requests:
             self._keep_requests(driver)
+        if isinstance(driver, LibfuseDriver):
+            driver.replay_left(asked)
         for raw in asked.values():
             driver.replay(raw)
         if isinstance(driver, KernelDriver):
@@ -210,7 +212,7 @@ class Mounted:
         self._state.about = msgspec.msgpack.encode(self.about)
 
     def _make_driver(self, device: int, negotiated: Negotiated | None) -> KernelDriver | LibfuseDriver | NoMount:
-        if self.about.driver == NETWORK:
+        if self.about.driver in (NETWORK, LOCAL):
             return NoMount(device, self._loop, self._ready if negotiated is None else None)
         if self.about.driver == "libfuse":
             return LibfuseDriver(device, self._loop, self.serving.on_request, self._ready, self._gone, negotiated)
@@ -419,7 +421,9 @@ class Mounted:
 
 
 NETWORK: Final = "network"
-"""The driver of a session that is not mounted."""
+"""The driver of a session that is not mounted,"""
+LOCAL: Final = "local"
+"""and of one in whose mount's place there is a copy (local_provider.py)."""
 _MEET: Final = {
     "wait": "wait",
     "fail": "get EIO at once",

@@ -62,6 +62,25 @@ class Mounter:
         self._notes.pop((tenant, export), None)
         self._ask(keeping.Unmount, then, tenant=tenant, export=export)
 
+    def place(self, gate: Gate, export: str, then: OnAnswer) -> None:
+        """A directory for a copy of the export, where its mount would be, which is ours; `then` gets Placed with its descriptor
+        and that of one beside it, or Refused."""
+        identity = gate.identity
+        self._ask(
+            keeping.Place,
+            then,
+            tenant=gate.tenant.name,
+            export=export,
+            owner=os.geteuid(),
+            uids=identity.uids,
+            gids=identity.gids,
+            anyone=identity.anyone,
+        )
+
+    def displace(self, tenant: str, export: str, aside: str, then: OnAnswer) -> None:
+        """`then` gets Done, or Refused."""
+        self._ask(keeping.Displace, then, tenant=tenant, export=export, aside=aside)
+
     def note(self, tenant: str, export: str, data: bytes) -> None:
         """What whoever `fetch`es the mount is to find: at most keeping.MAX_NOTE bytes. The newest counts, and is sent as soon as
         there is room for it."""
@@ -183,7 +202,7 @@ class Mounter:
             if lost.kind is keeping.Mount:
                 # It may have been mounted, and its descriptor was lost with the answer: from the beginning.
                 self._ask(keeping.Unmount, _nothing, tenant=lost.fields["tenant"], export=lost.fields["export"])
-            elif lost.kind is keeping.Unmount:
+            elif lost.kind in (keeping.Unmount, keeping.Displace):
                 # It may have been done, and is refused now because nothing is mounted.
                 then = _done_by(lost.then)
             self._ask(lost.kind, then, **lost.fields)

@@ -366,12 +366,14 @@ class Attr(Answer, frozen=True, gc=False):
 
 
 class Opened(Answer, frozen=True, gc=False):
-    """`keep_cache`, `direct_io` and `cache_listing` are FOPEN_KEEP_CACHE, FOPEN_DIRECT_IO and FOPEN_CACHE_DIR."""
+    """`keep_cache`, `direct_io`, `cache_listing` and `no_flush` are FOPEN_KEEP_CACHE, FOPEN_DIRECT_IO, FOPEN_CACHE_DIR and
+    FOPEN_NOFLUSH."""
 
     handle: int
     keep_cache: bool = False
     direct_io: bool = False
     cache_listing: bool = False
+    no_flush: bool = False
 
 
 class Created(Answer, frozen=True, gc=False):

@@ -37,6 +37,7 @@ class Seat:
         self.since = time.time()
         self.path = ""
         self.driver = ""
+        """kernel, libfuse, network; or local, which is network with a copy at `path`."""
         self.resume = ""
         """The digest of the secret by which its client comes back; '' until it is in use."""
         self.reader = guest

@@ -17,13 +17,14 @@ import msgspec
 from fuse_gated import supervision
 from fuse_gated.allotments import Allotments
 from fuse_gated.config.settings import Settings
-from fuse_gated.drivers import NETWORK, Drivers
+from fuse_gated.drivers import LOCAL, NETWORK, Drivers
 from fuse_gated.edge import keeping, process
 from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.peers import Peer
 from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.guest import Guest
+from fuse_gated.local_copies import LocalCopies
 from fuse_gated.looking import Past
 from fuse_gated.mounter import Found
 from fuse_gated.seat import Note, Seat, read_note
@@ -72,6 +73,7 @@ class Seats:
         self._allotments = Allotments()
         self._banned: dict[str, None] = {}
         """Digests of the secrets of sessions that the operator has ended, the oldest first."""
+        self.copies = LocalCopies(host, self.attach)
         self.leaving = False
         """The daemon ends, and leaves the mounts to its successor or to the keeper."""
 
@@ -146,14 +148,12 @@ class Seats:
     def _mount_answered(self, seat: Seat, answer: keeping.FromKeeper, fds: list[int]) -> None:
         guest = seat.reader
         if isinstance(answer, keeping.Mounted) and len(fds) == 2:
-            seat.mounted, seat.path, seat.descriptors = True, answer.path, fds
+            seat.path, seat.descriptors = answer.path, fds
             seat.driver = next(name for name in self._host.drivers if (name == NETWORK) == (not answer.path))
-            self._host.changed()
-            if guest is None or guest.dead:
-                self.unmount(seat)
+            if seat.driver == NETWORK and seat.tenant.local is not None:
+                self.copies.begin(seat, lambda: self._is_open(seat))
             else:
-                guest.settled()
-                guest.say(supervision.Opened(answer.path, seat.driver, seat.share or 0), self._handed(seat))
+                self._is_open(seat)
             return
         for fd in fds:
             os.close(fd)
@@ -164,6 +164,16 @@ class Seats:
             guest.seat = None
             guest.say(supervision.OpenRefused(f"the server could not mount: {reason}", 1011))
         self._host.changed()
+
+    def _is_open(self, seat: Seat) -> None:
+        guest = seat.reader
+        seat.mounted = True
+        self._host.changed()
+        if guest is None or guest.dead:
+            self.unmount(seat)
+        else:
+            guest.settled()
+            guest.say(supervision.Opened(seat.path, seat.driver, seat.share or 0), self._handed(seat))
 
     def ready(self, guest: Guest, resume: str) -> None:
         """Its mount is in use."""
@@ -342,7 +352,12 @@ class Seats:
         seat.mounted, seat.unmounting = False, True
         self._refuse_heir(seat, 1011, "the session is over: connect again")
         self._host.changed()
-        mounter.unmount(seat.tenant.name, seat.export, lambda answer, _fds: self._unmounted(seat, answer))
+        self.copies.end(seat, keep=self.leaving)
+
+        def unmounted(answer: keeping.FromKeeper, _fds: list[int]) -> None:
+            self.copies.when_ended(seat, lambda: self._unmounted(seat, answer))
+
+        mounter.unmount(seat.tenant.name, seat.export, unmounted)
 
     def _unmounted(self, seat: Seat, answer: keeping.FromKeeper) -> None:
         if isinstance(answer, keeping.Refused):
@@ -385,7 +400,7 @@ class Seats:
             self._refuse_heir(seat, supervision.CLOSE_RESTART, "the server is being restarted")
             if seat.reader is not None:
                 going = supervision.End(supervision.CLOSE_RESTART, "the server is being restarted")
-                seat.reader.say(going if seat.driver == NETWORK else supervision.Yield())
+                seat.reader.say(going if seat.driver in (NETWORK, LOCAL) else supervision.Yield())
 
     # The beginning.
 
@@ -421,6 +436,7 @@ class Seats:
                 self.end(seat, entry.code, entry.reason)
                 continue
             seat.tenant = entry[0]
+            self.copies.apply(seat)
             for guest in (seat.reader, seat.heir):
                 if guest is not None:
                     guest.tenant = entry[0]

@@ -8,6 +8,7 @@ goes through again. The loop never blocks on the journal.
 import select
 from collections import deque
 from collections.abc import Callable, Set
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -31,6 +32,10 @@ from fuse_gated.wire.messages import Ask, Write
 PATIENCE: Final = 1.0
 """Seconds without room for a record before the session is silenced."""
 
+_IN_ORDER: Final = 0.5
+"""Seconds that an answer waits until the kernel has forgotten what it is to forget before it. Whom it waits for there is answered
+within a round trip; or by a client that hangs, for which not everybody is to wait."""
+
 _RETRY: Final = 0.05
 _SOON_ENOUGH: Final = 0.005
 _COUNTED: Final = 0.25
@@ -51,6 +56,7 @@ class Driver(Protocol):
     def resent(self) -> Set[int]: ...
     def ready(self, events: int = 0, most: int = 16) -> None: ...
     def answer(self, unique: int, answer: KernelAnswer) -> None: ...
+    def answer_in_order(self, unique: int, answer: KernelAnswer) -> Callable[[], None] | None: ...
     def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None: ...
     def invalidate_entry(self, parent: int, name: bytes, *, expire: bool = False) -> None: ...
 
@@ -157,12 +163,12 @@ class Serving:
     def attach(self, driver: Driver) -> None:
         """Serve this mount from now on."""
         self._driver = driver
-        self._loop.watch(driver.fd, lambda events: self._driver_ready(driver, events))
+        self._loop.watch(driver.fd, partial(self._driver_ready, driver))
 
     def attach_network(self, network: NetworkDriver) -> None:
         """Serve what is attached to the session too."""
         self._network = network
-        self._loop.watch(network.fd, lambda events: self._driver_ready(network, events))
+        self._loop.watch(network.fd, partial(self._driver_ready, network))
 
     def detach(self) -> None:
         """Leave the mount alone."""
@@ -193,14 +199,15 @@ class Serving:
 
     def on_request(self, unique: int, caller: Caller, request: Request) -> None:
         """The driver's callback."""
-        if isinstance(request, Interrupt) and self._state is not None:
-            row = self.turnstile.ledger.is_interrupted(request.unique)
+        turnstile = self.turnstile
+        if type(request) is Interrupt and self._state is not None:
+            row = turnstile.ledger.is_interrupted(request.unique)
             if row is not None:
                 self._state.commit([row])
         if self._driver is not None and unique in self._driver.resent:
-            self.turnstile.ledger.before.add(unique)
+            turnstile.ledger.before.add(unique)
         try:
-            self.turnstile.request(self._loop.now, unique, caller, request)
+            turnstile.request(self._loop.now, unique, caller, request)
         except ProtocolError as error:
             self._on_violation(error)
         self.carry_out()
@@ -234,15 +241,16 @@ class Serving:
 
     def carry_out(self) -> None:
         """Do what the turnstile wants done, as far as the journal lets us."""
-        while self.turnstile.effects:
-            wanted, self.turnstile.effects = self.turnstile.effects, []
+        turnstile, recorder = self.turnstile, self._recorder
+        while wanted := turnstile.effects:
+            turnstile.effects = []
             for effect in wanted:
-                if self._recorder.waiting is not None:
+                if recorder.waiting is not None:
                     self._put_off(effect)
                 else:
                     _DO[type(effect)](self, effect)
         # A timer that is set comes soon enough for deadlines; what is held back, and the journal's patience, may end before.
-        if self._timer is None or self.turnstile.holds or self._recorder.waiting is not None:
+        if self._timer is None or turnstile.holds or recorder.waiting is not None:
             self._set_timer()
 
     def on_record_taken(self) -> None:
@@ -309,6 +317,9 @@ class Serving:
         if self._state is not None:
             self._state.put(effect.at, effect.data)
 
+    def _keep_rows(self, effect: effects.Keep) -> None:
+        self._commit(effect.rows)
+
     def _answer(self, effect: effects.Answer) -> None:
         if effect.rows and self._state is not None:
             self._commit(effect.rows)
@@ -316,7 +327,12 @@ class Serving:
             if self._network is not None:
                 self._network.answer(effect.request, effect.answer)
         elif self._driver is not None:
-            self._driver.answer(effect.request, effect.answer)
+            if effect.in_order:
+                hurry = self._driver.answer_in_order(effect.request, effect.answer)
+                if hurry is not None:
+                    self._loop.after(_IN_ORDER, hurry)
+            else:
+                self._driver.answer(effect.request, effect.answer)
 
     def _tell(self, effect: effects.Tell) -> None:
         self._recorder.write(effect.record)
@@ -406,6 +422,7 @@ class Serving:
 _DO: Final[dict[type[effects.Effect], Callable[[Serving, Any], None]]] = {
     effects.Send: Serving._send,
     effects.Hold: Serving._hold,
+    effects.Keep: Serving._keep_rows,
     effects.Answer: Serving._answer,
     effects.Tell: Serving._tell,
     effects.InvalidateEntry: Serving._invalidate_entry,

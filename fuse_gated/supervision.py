@@ -86,7 +86,7 @@ class TakeOver(msgspec.Struct, frozen=True, tag="take-over"):
 class Opened(msgspec.Struct, frozen=True, tag="opened"):
     """Daemon: mounted at `path`; the driver's descriptor comes with the message, /dev/fuse for 'kernel', a socket to the
     driver's process for 'libfuse', then the session's state and the tenant's shares, in which `share` is the session's number.
-    With 'network' there is no path, and the descriptor stands for none."""
+    With 'network' there is no path, with 'local' it is a copy's, and the descriptor stands for none."""
 
     path: str
     driver: str

@@ -205,7 +205,11 @@ class Worker(Servant):
     def _too_late(self) -> None:
         """`_ready` did not come in time. Cancelled by it."""
         self.end(f"no session within {self.settings.admission.login_deadline:g} s ({self.stage})")
-        self._answer(http.HTTPStatus.REQUEST_TIMEOUT, "login took too long")
+        if self.stage == "mounting":
+            # The client has said all that it has to say.
+            self.socket.close(supervision.CLOSE_LATER, "the server could not open the session in time")
+        else:
+            self._answer(http.HTTPStatus.REQUEST_TIMEOUT, "login took too long")
         self.loop.after(LAST_WORDS, self.socket.abort)
 
     # Details.

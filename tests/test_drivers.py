@@ -2,9 +2,13 @@
 
 import os
 import select
+import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import msgspec
+import posix1e
 import pytest
 
 from fuse_gated import drivers
@@ -153,3 +157,49 @@ def test_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_none_is_left(mounting: str, listed: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Drivers(Mounting(), mounting, (listed,))  # type: ignore[arg-type]
+
+
+# Copies.
+
+
+def test_without_a_keeper_the_copys_directory_is_made_here(tmp_path: Path) -> None:
+    runtime = tmp_path / "run"
+    identity = Identity(owner_uid=os.geteuid(), owner_gid=os.getegid(), uids=(os.geteuid(),))
+    gate = Gate(Tenant(name="acme"), identity)
+    made_here = Drivers(None, "libfuse", ("network",), str(runtime))
+    answer, fds = answered(made_here.place, gate, "web")
+    point = runtime / "mnt" / "acme" / "web"
+    assert answer == keeping.Placed(id=0, path=str(point))
+    assert os.path.samestat(os.fstat(fds[0]), point.stat())
+    for fd in fds:
+        os.close(fd)
+    assert stat.S_IMODE(point.stat().st_mode) == stat.S_IMODE(point.parent.stat().st_mode) == 0o700
+    (point / "f").write_text("x")
+    assert answered(made_here.displace, "acme", "web", "s") == (keeping.Done(id=0), [])
+    assert os.listdir(point.parent) == ["web~unsent-s"]
+    assert answered(made_here.displace, "nobody", "web", "s") == (keeping.Done(id=0), [])
+    everybody = Gate(Tenant(name="all"), msgspec.structs.replace(identity, anyone=True))
+    answer, fds = answered(made_here.place, everybody, "web")
+    for fd in fds:
+        os.close(fd)
+    there = runtime / "mnt" / "all"
+    assert stat.S_IMODE(there.stat().st_mode) == 0o755
+    assert (there / "web").stat().st_mode & 0o007 == 0o007
+    some = Gate(Tenant(name="some"), msgspec.structs.replace(identity, uids=(4711,)))
+    answer, fds = answered(made_here.place, some, "web")
+    for fd in fds:
+        os.close(fd)
+    assert "user:4711:r-x" in str(posix1e.ACL(file=str(runtime / "mnt" / "some")))
+    assert answered(made_here.displace, "some", "web", "s") == (keeping.Done(id=0), [])
+    assert not (runtime / "mnt" / "some").exists()
+
+
+def test_what_cannot_be_placed_is_told(tmp_path: Path) -> None:
+    runtime = tmp_path / "run"
+    runtime.write_text("no directory")
+    nowhere = Drivers(None, "libfuse", ("network",), str(runtime))
+    for call, arguments in ((nowhere.place, (GATE, "web")), (nowhere.displace, ("acme", "web", "s"))):
+        answer, fds = answered(call, *arguments)
+        assert isinstance(answer, keeping.Refused)
+        assert "runtime directory" in answer.reason
+        assert fds == []

@@ -26,6 +26,7 @@ from fuse_gated.edge.keeping import (
     MAX_NOTE,
     STATE_SIZE,
     Access,
+    Displace,
     Done,
     Fetch,
     FromDaemon,
@@ -34,6 +35,8 @@ from fuse_gated.edge.keeping import (
     Mount,
     Mounted,
     Note,
+    Place,
+    Placed,
     Refused,
     Remount,
     Unmount,
@@ -91,7 +94,7 @@ class Keeper:
         received = self.channel.receive()
         assert received is not None, "the mount keeper is gone"
         answer, fds = received
-        assert len(fds) == (2 if isinstance(answer, Mounted | Held) else 0)
+        assert len(fds) == (2 if isinstance(answer, Mounted | Placed | Held) else 0)
         self.fds += fds
         return answer
 
@@ -126,6 +129,10 @@ def keeper(runtime: Path) -> Iterator[Keeper]:
 
 def mount(export: str = "web", tenant: str = "acme", **fields: object) -> Mount:
     return msgspec.structs.replace(Mount(id=7, tenant=tenant, export=export), **fields)
+
+
+def place(export: str = "web", tenant: str = "acme", **fields: object) -> Place:
+    return msgspec.structs.replace(Place(id=8, tenant=tenant, export=export, owner=4713), **fields)
 
 
 def flags_of(path: Path) -> set[str]:
@@ -224,6 +231,10 @@ def test_names_are_checked_again(keeper: Keeper, runtime: Path, name: str) -> No
         Access(id=3, tenant=name),
         Remount(id=4, tenant=name, export="web", noexec=True),
         Remount(id=5, tenant="acme", export=name, noexec=True),
+        place(name),
+        place(tenant=name),
+        Displace(id=6, tenant="acme", export=name, aside="a"),
+        Displace(id=7, tenant="acme", export="web", aside=name),
     ):
         assert "name" in keeper.refusal(request)
     assert os.listdir(runtime / "mnt") == []
@@ -237,6 +248,8 @@ def test_ids_are_checked_again(keeper: Keeper, runtime: Path, ids: tuple[int, ..
         mount(gids=ids),
         Access(id=1, tenant="acme", uids=ids),
         Access(id=2, tenant="acme", gids=ids),
+        place(uids=ids),
+        place(gids=ids),
     ):
         assert "users and groups" in keeper.refusal(request)
     assert mounts_beneath(runtime) == [runtime / "mnt/acme/there"]
@@ -254,6 +267,65 @@ def test_what_another_has_mounted_there_is_not_covered(keeper: Keeper, runtime: 
     mounts.unmount(str(foreign))
     os.close(device)
     assert isinstance(keeper.ask(mount("foreign")), Mounted)
+
+
+def test_a_copys_directory_is_its_keepers_and_others_may_work_in_it(keeper: Keeper, runtime: Path) -> None:
+    assert keeper.ask(place(uids=(4711,), gids=(4712,))) == Placed(id=8, path=f"{runtime}/mnt/acme/web")
+    copy, beside = keeper.fds
+    at = runtime / "mnt" / "acme"
+    assert os.path.samestat(os.fstat(copy), (at / "web").stat())
+    assert os.path.samestat(os.fstat(beside), (at / "web~copy").stat())
+    assert {path.stat().st_uid for path in (at / "web", at / "web~copy")} == {0}, "it has no CAP_CHOWN"
+    assert {"user:4711:r-x", "group:4712:r-x"} <= acl_of(at), "who may enter"
+    assert {"user:4711:rwx", "group:4712:rwx", "user:4713:rwx"} <= acl_of(at / "web")
+    assert acl_of(at / "web~copy") == {"user::rwx", "user:4713:rwx", "group::---", "mask::rwx", "other::---"}
+    (at / "web" / "f").write_text("x")
+    assert {"user:4711:rwx", "user:4713:rwx", "other::---"} <= acl_of(at / "web" / "f")
+    assert keeper.ask(place(uids=(4711,))) == Placed(id=8, path=f"{at}/web"), "it is gone on with"
+    assert (at / "web" / "f").exists()
+    assert keeper.ask(Displace(id=9, tenant="acme", export="web", aside="s1")) == Done(id=9)
+    assert sorted(os.listdir(at)) == ["web~unsent-s1"]
+    (at / "web~unsent-s1" / "f").unlink()
+    (at / "web~unsent-s1").rmdir()
+    keeper.ask(place())
+    assert keeper.ask(Displace(id=9, tenant="acme", export="web", aside="s2")) == Done(id=9)
+    assert os.listdir(runtime / "mnt") == []
+    assert "no mounts" in keeper.refusal(Displace(id=9, tenant="acme", export="web", aside="s3"))
+
+
+def test_a_copy_and_a_mount_have_one_place(keeper: Keeper, runtime: Path) -> None:
+    keeper.ask(mount())
+    assert "is mounted" in keeper.refusal(place())
+    keeper.ask(place("other"))
+    keeper.ask(Unmount(id=1, tenant="acme", export="web"))
+    assert os.listdir(runtime / "mnt" / "acme") != [], "the tenant's directory stays for the other"
+    keeper.ask(Displace(id=2, tenant="acme", export="other", aside="s"))
+    for owner in (0, -1, 2**32 - 1):
+        assert "not a user" in keeper.refusal(place(owner=owner))
+    foreign = runtime / "mnt" / "acme" / "foreign"
+    keeper.ask(mount("there"))
+    foreign.mkdir()
+    directory = os.open(foreign, os.O_PATH)
+    device = mounts.mount_fuse(directory, source="foreign")
+    os.close(directory)
+    assert keeper.refusal(place("foreign"))
+    mounts.unmount(str(foreign))
+    os.close(device)
+    foreign.rmdir()
+
+
+def test_what_programs_have_written_outlives_the_keeper(runtime: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    first = Keeper(runtime)
+    first.ask(place())
+    (runtime / "mnt" / "acme" / "web" / "f").write_text("x")
+    assert first.close() == 0
+    second = Keeper(runtime)
+    assert isinstance(second.ask(place()), Placed)
+    assert (runtime / "mnt" / "acme" / "web" / "f").read_text() == "x"
+    assert "stays" not in capfd.readouterr().err
+    (runtime / "mnt" / "acme" / "web" / "f").unlink()
+    second.ask(Displace(id=1, tenant="acme", export="web", aside="s"))
+    assert second.close() == 0
 
 
 def test_a_mount_that_fails_leaves_nothing(keeper: Keeper, runtime: Path) -> None:

@@ -197,7 +197,8 @@ def _apparmor(machine: Machine) -> Check:
     return warn(
         name,
         "a profile confines fusermount3 to a few places",
-        "let /etc/apparmor.d/local/fusermount3 allow <runtime>/mnt/**, then apparmor_parser -r /etc/apparmor.d/fusermount3",
+        "let /etc/apparmor.d/local/fusermount3 allow <runtime>/mnt/** (the package has the rules for it: include if exists "
+        "<abstractions/fuse-gated>), then apparmor_parser -r /etc/apparmor.d/fusermount3",
     )
 
 

@@ -11,7 +11,7 @@ from fuse_gated.config.document import Document, Reader, Unfit, quoted
 from fuse_gated.config.settings_file import at_fault
 from fuse_gated.errors import ConfigurationError
 from fuse_gated.gate.policy import validate_pattern
-from fuse_gated.gate.tenant import Cache, Exports, Limits, Outage, Tenant, Token
+from fuse_gated.gate.tenant import Cache, Exports, Limits, Local, Outage, Tenant, Token
 from fuse_gated.gate.verdict import PERMISSIONS, Rule
 from fuse_gated.paths import is_mount_name
 
@@ -56,6 +56,7 @@ class _Policy:
             "outage": values.structure(Outage, "outage", _OUTAGE),
             "cache": values.structure(Cache, "cache", _CACHE),
             "writes": values.one_of("ahead", "through"),
+            "local": values.structure(Local, "local", _LOCAL, required=("size",)),
             "audit": values.one_of("denials", "writes", "opens", "everything"),
         }
 
@@ -73,6 +74,9 @@ class _Policy:
 
         def read(document: Document, node: yaml.Node) -> None:
             fields = document.fields(node, what, self._readers)
+            if fields.get("local") is not None and fields.get("ownership") == "passthrough":
+                hint = "remove local, or let everything belong to the tenant's first user (ownership: mapped)"
+                document.fault(key, f"{what} has local and ownership: passthrough, and a copy knows no owners", hint)
             self.tenants.append(Tenant(name=key.value, place=document.place(key), **fields))
 
         return read
@@ -154,4 +158,5 @@ _CACHE: Final = {
     "ttl": values.duration(0.001, 86400),
     "size": values.size(2**20, 2**36),
 }
+_LOCAL: Final = {"size": values.size(1, 2**39), "files": values.whole(1, 10_000_000)}
 _OUTAGE: Final = {"mode": values.one_of("wait", "fail", "cached"), "grace": values.duration(0, 7 * 86400)}

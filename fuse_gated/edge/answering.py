@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from fuse_gated.edge.carrying import Carrying
 from fuse_gated.edge.files import Export
 from fuse_gated.edge.gathering import Collected
@@ -27,6 +29,7 @@ from fuse_gated.edge.remembered import IDEMPOTENT, PER_REQUEST_IN_FLIGHT, Rememb
 from fuse_gated.edge.request import FOR_A_CONNECTION, WEIGHTY, Request, weight_of
 from fuse_gated.edge.watching import Watching
 from fuse_gated.errors import ProtocolError
+from fuse_gated.operations import Attributes
 from fuse_gated.wire import codec
 from fuse_gated.wire import messages as wire
 
@@ -376,11 +379,25 @@ class Answering:
         else:
             reply = self._outcome(number, request.arguments, failure, result, request.came)
             if request.heard:
+                if isinstance(request.arguments, wire.Setlk) and request.arguments.current and failure is None:
+                    # Not to be said again: it holds now.
+                    reply = msgspec.structs.replace(reply, result=self._as_it_is(request.arguments))
                 del self._requests[number]
                 self._reply(reply, request.weight)
             else:
                 del self._left_over[number]
         self._order.ended(request, failed=failure is not None)
+
+    def _as_it_is(self, arguments: wire.Setlk) -> Attributes | None:
+        """What a file is like that has just been locked, once the server was told of all that became of others before; None where
+        that cannot be said."""
+        if self._watching is None or not self._watching.catch_up():
+            return None
+        try:
+            found = self._export.attempt(wire.Getattr(arguments.handle))
+        except OSError:
+            return None
+        return found if isinstance(found, Attributes) else None
 
     def _count(self, arguments: wire.Arguments, result: Any) -> None:
         if isinstance(arguments, wire.Read):

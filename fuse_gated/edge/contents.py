@@ -11,6 +11,8 @@ import stat
 import threading
 from typing import Final
 
+import msgspec
+
 from fuse_gated.edge import listing, syscalls
 from fuse_gated.edge.attributes import attributes
 from fuse_gated.edge.beneath import Beneath
@@ -19,6 +21,7 @@ from fuse_gated.edge.handles import Handles, OpenDirectory, OpenFile
 from fuse_gated.edge.locks import Locks
 from fuse_gated.edge.names import Names
 from fuse_gated.edge.precautions import SETID, Precautions, clear_setid
+from fuse_gated.operations import Attributes
 from fuse_gated.wire import messages as wire
 
 MAX_OFFSET: Final = 2**63 - 1
@@ -165,13 +168,7 @@ class Contents:
 
     def opendir(self, arguments: wire.Opendir) -> wire.OpenedFile:
         self._handles.require_room()
-        # O_DIRECTORY is tested before anything is opened, so no FIFO or device is.
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        if arguments.path:
-            with self._beneath.parent(arguments.path) as (directory, name):
-                fd = os.open(name, flags, dir_fd=directory)
-        else:
-            fd = os.open(b".", flags, dir_fd=self._beneath.root)
+        fd = self._open_directory(arguments.path)
         try:
             status = os.fstat(fd)
             local = self._filesystems.is_local(fd, status.st_dev)
@@ -205,9 +202,21 @@ class Contents:
         self._keep(-len(directory.entries))
         os.close(directory.fd)
 
-    def fsyncdir(self, arguments: wire.Fsyncdir) -> None:
-        fd = self._handles.directory(arguments.handle).fd
-        (os.fdatasync if arguments.data_only else os.fsync)(fd)
+    def fsyncdir(self, arguments: wire.Fsyncdir) -> Attributes | None:
+        sync = os.fdatasync if arguments.data_only else os.fsync
+        if arguments.path is None:
+            sync(self._handles.directory(arguments.handle).fd)
+            return None
+        fd = self._open_directory(arguments.path)
+        try:
+            sync(fd)
+            return attributes(os.fstat(fd))
+        finally:
+            os.close(fd)
+
+    def require_near(self, path: bytes) -> None:
+        """Raises OSError, or BeyondMount, where this directory cannot be opened within the root's mount (beneath.py)."""
+        os.close(self._open_directory(path))
 
     def lseek(self, arguments: wire.Lseek) -> int:
         file = self._handles.file(arguments.handle)
@@ -240,6 +249,14 @@ class Contents:
         if arguments.clear_setid:
             clear_setid(target.fd)
         return os.copy_file_range(source.fd, target.fd, min(length, _COPY_AT_ONCE), arguments.offset, arguments.to_offset)
+
+    def _open_directory(self, path: bytes) -> int:
+        # O_DIRECTORY is tested before anything is opened, so no FIFO or device is.
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        if not path:
+            return os.open(b".", flags, dir_fd=self._beneath.root)
+        with self._beneath.parent(path) as (directory, name):
+            return os.open(name, flags, dir_fd=directory)
 
     def _keep(self, entries: int) -> None:
         with self._counting:
@@ -288,7 +305,7 @@ class Contents:
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=directory)
             raise
-        return self._opened(fd, status, arguments.flags)
+        return msgspec.structs.replace(self._opened(fd, status, arguments.flags), made=True)
 
     def _readable(self, arguments: wire.Read) -> OpenFile:
         file = self._handles.file(arguments.handle)

@@ -23,6 +23,8 @@ from fuse_gated.gate.tenant import Identity, Tenant
 SETTINGS_FILE: Final = "fuse-gated.yaml"
 POLICY_FILE: Final = "policy.yaml"
 POLICY_DIRECTORY: Final = "policy.d"
+_PEOPLE: Final = range(1000, 60000)
+"""Uids of people who may log in, by the defaults of login.defs(5). The server of a system is none of them."""
 
 Found = TypeVar("Found")
 
@@ -81,10 +83,16 @@ def identity(tenant: Tenant) -> Identity:
     return Identity(
         owner_uid=users[0].pw_uid if users else os.geteuid(),
         owner_gid=groups[0].gr_gid if groups else primary_group,
-        uids=tuple(user.pw_uid for user in users),
+        uids=_with_ours(tenant, tuple(user.pw_uid for user in users)),
         gids=tuple(group.gr_gid for group in groups),
         anyone="*" in tenant.users,
     )
+
+
+def _with_ours(tenant: Tenant, uids: tuple[int, ...]) -> tuple[int, ...]:
+    """The copy of an export is kept by a process of our own user, who is then one of the tenant's users, whom the audit names."""
+    own = os.geteuid()
+    return (*uids, own) if tenant.local is not None and own and own not in uids else uids
 
 
 def _look_up(names: Iterable[str], find: Callable[[str], Found]) -> tuple[list[Found], list[str]]:
@@ -145,8 +153,7 @@ class _Reading:
         except FileNotFoundError:
             return None
         except PermissionError:
-            more = "rx" if flags & os.O_DIRECTORY else "r"
-            self._fault(name, f"may not be read by {_ourselves()}", f"chmod o+{more} {self._shown / name}")
+            self._fault(name, f"may not be read by {_ourselves()}", _way_in(self._shown / name, flags))
             return None
         except OSError as error:
             self._fault(name, f"cannot be opened: {error.strerror}", "look at what stands there")
@@ -177,6 +184,16 @@ def _shown(etc: Path) -> Path:
         with contextlib.suppress(OSError):
             return Path(os.readlink(etc))
     return etc
+
+
+def _way_in(path: Path, flags: int) -> str:
+    """How to let the server read it, and not everybody: it names who may log in."""
+    if os.geteuid() in _PEOPLE:
+        return "run this as root"
+    group: str | int = os.getegid()
+    with contextlib.suppress(KeyError):
+        group = grp.getgrgid(pwd.getpwuid(os.geteuid()).pw_gid).gr_name
+    return f"chgrp {group} {path}; chmod g+{'rx' if flags & os.O_DIRECTORY else 'r'} {path}"
 
 
 def _ourselves() -> str:

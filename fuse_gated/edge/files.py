@@ -97,6 +97,8 @@ class Export:
             wire.Open: contents.open_quickly,
             wire.Read: contents.read_quickly,
             wire.Gather: gathering.gather_quickly,
+            # It waits for the disk all the same: only where that is.
+            wire.Fsyncdir: lambda arguments: contents.require_near(arguments.path),
             wire.Write: lambda arguments: contents.write(arguments) if contents.write_is_quick(arguments) else None,
         }
         self._is_quick: dict[type[wire.Arguments], Callable[[Any], bool]] = {
@@ -135,9 +137,10 @@ class Export:
                 by_handle = True
                 if not self._handles.is_local(handle):
                     return ELSEWHERE if self.local else LATER
-        if kind in _SLOW or not (self.local or by_handle):
+        by_path = isinstance(arguments, wire.Fsyncdir) and arguments.path is not None
+        if (kind in _SLOW and not by_path) or not (self.local or by_handle):
             return LATER
-        if by_handle and kind is not wire.Link:
+        if by_handle and not by_path and kind is not wire.Link:
             return self._quickly(kind, arguments)
         within = self._beneath.within_mount
         within.on = True

@@ -61,7 +61,8 @@ def _attr(a: op.Attr) -> bytes:
 
 
 def _opened(o: op.Opened) -> bytes:
-    return _OPEN.pack(o.handle, (1 if o.direct_io else 0) | (2 if o.keep_cache else 0) | (8 if o.cache_listing else 0), 0)
+    flags = (1 if o.direct_io else 0) | (2 if o.keep_cache else 0) | (8 if o.cache_listing else 0) | (32 if o.no_flush else 0)
+    return _OPEN.pack(o.handle, flags, 0)
 
 
 def _listing(listing: op.Listing) -> bytes:

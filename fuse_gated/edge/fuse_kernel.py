@@ -64,6 +64,9 @@ _EXPIRE_MINOR: Final = 38
 """Of the protocol that has FUSE_EXPIRE_ONLY (Linux 6.2). Before it the kernel forgets the name at once."""
 _UNANSWERED: Final = (Forget, Interrupt, Destroy)
 _NEVER_AWAITED: Final = {number for number, (name, _) in OPCODES.items() if name in ("FORGET", "BATCH_FORGET", "INTERRUPT")}
+_CLOSES: Final = {number for number, (name, _) in OPCODES.items() if name in ("RELEASE", "RELEASEDIR")}
+_MOST_CLOSES: Final = 16
+"""Requests in a row, so that whoever closes many files does not keep everybody else waiting."""
 _INTERRUPT_BIT: Final = 1
 """FUSE_INT_REQ_BIT: in the unique of an INTERRUPT, which else is that of the request (fs/fuse/dev.c)."""
 
@@ -116,13 +119,18 @@ class KernelDriver:
         self._view = self._reading = memoryview(self._buffer)
         self._inbox: Inbox | None = None
         self._ended = False
+        self._closed = False
+        """Whether what was read last was a RELEASE or a RELEASEDIR."""
         self.resent: set[int] = set()
         """Requests that the kernel has sent again, until they are answered."""
         os.set_blocking(fd, False)
 
     def ready(self, _events: int = 0, most: int = 16) -> None:
-        """Read what the kernel has, `most` requests at most."""
-        for _ in range(most):
+        """Read what the kernel has, `most` requests at most; and what comes after a close, which its caller does not wait for:
+        the next request is there, or nearly."""
+        for number in range(max(most, _MOST_CLOSES)):
+            if number >= most and not self._closed:
+                return
             try:
                 size = os.readv(self.fd, (self._reading,))
             except BlockingIOError:
@@ -138,9 +146,7 @@ class KernelDriver:
 
     def answer(self, unique: int, answer: Answer) -> None:
         """Answer a request. One that the kernel has given up meanwhile (interrupted, aborted) is no fault."""
-        if self.resent and unique in self.resent:
-            self.resent.discard(unique)
-            unique |= RESENT
+        unique = self._as_sent(unique)
         parts = fuse_answers.encode(unique, answer)
         try:
             os.writev(self.fd, parts)
@@ -151,6 +157,26 @@ class KernelDriver:
                     os.write(self.fd, fuse_answers.OUT_HEADER.pack(fuse_answers.OUT_HEADER.size, -errno.EIO, unique))
         if self.on_answered is not None:
             self.on_answered(unique & ~RESENT)
+
+    def answer_in_order(self, unique: int, answer: Answer) -> Callable[[], None] | None:
+        """Answer it once the kernel has forgotten what it was told to forget: behind that, by the thread that tells it. None if
+        it is answered already; else what is returned does it at once, if that takes too long after all."""
+        if self._notifier.idle:
+            self.answer(unique, answer)
+            return None
+        if self.keeps_requests:
+            # A successor would not know whether the kernel has it.
+            self._notifier.settle(_MOMENT)
+            self.answer(unique, answer)
+            return None
+        return self._notifier.put_last(self.fd, b"".join(fuse_answers.encode(self._as_sent(unique), answer)))
+
+    def _as_sent(self, unique: int) -> int:
+        """The number as the kernel has it."""
+        if self.resent and unique in self.resent:
+            self.resent.discard(unique)
+            unique |= RESENT
+        return unique
 
     @property
     def keeps_requests(self) -> bool:
@@ -224,6 +250,7 @@ class KernelDriver:
             self._init(unique, body)
         elif opcode != NOTIFY_REPLY:
             request = decode(opcode, node, body)
+            self._closed = opcode in _CLOSES
             if self.on_raw is not None and type(request) not in _UNANSWERED:
                 self.on_raw(unique, bytes(view[:size]))
             inbox = self._inbox if view is self._reading else None

@@ -7,8 +7,9 @@ What libfuse does to open files that lose their name is undone here: see tree/by
 """
 
 import os
+import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from errno import EACCES, ENOENT
 from typing import Final
 
@@ -66,13 +67,13 @@ class LibfuseDriver:
         """Read what libfuse has, `most` requests at most."""
         for _ in range(most):
             try:
-                size = os.readv(self.fd, (self._buffer,))
+                size = self._look()
             except BlockingIOError:
                 return
             except OSError:
                 size = 0
             if size:
-                self._one(self._view[:size])
+                self._one(self._view[:size], self._take)
             else:
                 self._end()
             if self._ended:
@@ -85,6 +86,11 @@ class LibfuseDriver:
             answer = _with_hidden_link(answer)
         if unique != _OUR_OWN:
             self._send(unique, hosting.encode_answer(unique, answer))
+
+    def answer_in_order(self, unique: int, answer: Answer) -> Callable[[], None] | None:
+        """As `answer`: there is nothing that the kernel could be told to forget."""
+        self.answer(unique, answer)
+        return None
 
     @property
     def keeps_requests(self) -> bool:
@@ -102,7 +108,18 @@ class LibfuseDriver:
     def replay(self, raw: bytes) -> None:
         """A request that a process before this one has read."""
         self._buffer[: len(raw)] = raw
-        self._one(self._view[: len(raw)])
+        self._one(self._view[: len(raw)], _nothing)
+
+    def replay_left(self, kept: Container[int]) -> None:
+        """To be called before anything is answered. A process before this one may have kept a request (in `kept`),
+        and been killed before it took it from the socket: it is not to be done twice."""
+        try:
+            message = hosting.decode_request(self._view[: self._look()])
+        except (OSError, ProtocolError):
+            # There is nothing, or nonsense, which `ready` finds as well.
+            return
+        if isinstance(message, tuple) and message[0] in kept:
+            self._take()
 
     def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None:
         """libfuse 2 cannot tell the kernel: what it holds is short-lived instead (`edge.libfuse.LACKS`)."""
@@ -110,10 +127,32 @@ class LibfuseDriver:
     def invalidate_entry(self, parent: int, name: bytes, *, expire: bool = False) -> None:
         """As `invalidate_inode`."""
 
-    def _one(self, packet: memoryview) -> None:
+    def _look(self) -> int:
+        """How many bytes the next message has that now lies in the buffer, and in the socket as well: until it is taken a
+        successor finds it there."""
+        sock = self._socket()
+        try:
+            return sock.recv_into(self._buffer, 0, socket.MSG_PEEK)
+        finally:
+            sock.detach()
+
+    def _take(self) -> None:
+        """It is kept, or need not be."""
+        sock = self._socket()
+        try:
+            sock.recv(1)
+        finally:
+            sock.detach()
+
+    def _socket(self) -> socket.socket:
+        """For what os has no function for. The descriptor is not its own: it is to be detached."""
+        return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, self.fd)
+
+    def _one(self, packet: memoryview, take: Callable[[], object]) -> None:
         try:
             message = hosting.decode_request(packet)
             if isinstance(message, hosting.Began):
+                take()
                 self._begin(message)
                 return
             if self.negotiated is None:
@@ -123,8 +162,14 @@ class LibfuseDriver:
             self._end()
             return
         unique, caller, request = message
-        if self.on_raw is not None and not isinstance(request, op.Interrupt):
+        if isinstance(request, op.Interrupt):
+            # This is not kept; it may be done twice, and must not be missed.
+            self._on_request(unique, caller, request)
+            take()
+            return
+        if self.on_raw is not None:
             self.on_raw(unique, bytes(packet))
+        take()
         wanted = self._translated(unique, caller, request)
         if isinstance(wanted, Request):
             self._on_request(unique, caller, wanted)
@@ -197,6 +242,10 @@ class LibfuseDriver:
             self._ended = True
             self._loop.forget(self._writable)
             self._on_end()
+
+
+def _nothing() -> None:
+    """It was taken long ago."""
 
 
 def _hiding(request: op.Rename | op.Link) -> Request | op.Failed:

@@ -272,6 +272,9 @@ class NoMount:
     def answer(self, unique: int, answer: Answer) -> None:
         """Nobody has asked."""
 
+    def answer_in_order(self, unique: int, answer: Answer) -> Callable[[], None] | None:
+        """Nobody has asked."""
+
     def replay(self, _raw: bytes) -> None:
         """Nobody has asked."""
 

@@ -57,6 +57,24 @@ class Remount(Request, frozen=True, kw_only=True, tag="remount"):
     noexec: bool
 
 
+class Place(Request, frozen=True, kw_only=True, tag="place"):
+    """A directory where the mount would be, for a copy of the export: answered with Placed. Sets who may enter, as Access does.
+    The user `owner` keeps it: a uid."""
+
+    export: str
+    owner: int
+    uids: tuple[int, ...] = ()
+    gids: tuple[int, ...] = ()
+    anyone: bool = False
+
+
+class Displace(Request, frozen=True, kw_only=True, tag="displace"):
+    """Done when it is gone from there: removed if it is empty, else put aside under a name with `aside` in it."""
+
+    export: str
+    aside: str
+
+
 class Note(Request, frozen=True, kw_only=True, tag="note"):
     """What the daemon that comes after this one is to find with the mount: at most MAX_NOTE bytes, instead of the last note."""
 
@@ -88,6 +106,12 @@ class Mounted(Answer, frozen=True, kw_only=True, tag="mounted"):
     path: str
 
 
+class Placed(Answer, frozen=True, kw_only=True, tag="placed"):
+    """Two descriptors come with it: the directory's, and that of one beside it for what belongs to it."""
+
+    path: str
+
+
 class Held(Answer, frozen=True, kw_only=True, tag="held"):
     """The same two descriptors come with it. An empty note is one that was never written."""
 
@@ -112,8 +136,8 @@ class Resumed(Answer, frozen=True, kw_only=True, tag="resumed"):
     """No answer: the keeper was started anew. What it had read and not answered, one request at most, is lost."""
 
 
-FromDaemon = Mount | Unmount | Access | Remount | Note | Fetch | Sync
-FromKeeper = Mounted | Held | Done | Refused | Resumed
+FromDaemon = Mount | Unmount | Access | Remount | Place | Displace | Note | Fetch | Sync
+FromKeeper = Mounted | Placed | Held | Done | Refused | Resumed
 REQUESTS: "Final[msgspec.msgpack.Decoder[FromDaemon]]" = msgspec.msgpack.Decoder(FromDaemon)
 """What the mount keeper's end of the channel receives."""
 ANSWERS: "Final[msgspec.msgpack.Decoder[FromKeeper]]" = msgspec.msgpack.Decoder(FromKeeper)

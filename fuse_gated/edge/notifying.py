@@ -11,6 +11,7 @@ import os
 import queue
 import socket
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from fuse_gated.edge import syscalls
@@ -23,7 +24,9 @@ class Notifier:
     """The thread that writes notifications. To be started before the process is caged, which forbids new threads."""
 
     def __init__(self) -> None:
-        self._notices: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
+        self._notices: queue.SimpleQueue[tuple[int, bytes, bool] | None] = queue.SimpleQueue()
+        self._once: set[tuple[int, bytes]] = set()
+        """What is written by whoever takes it out of here."""
         self._waiting: set[tuple[int, bytes]] = set()
         self._writing = False
         self._settled = threading.Event()
@@ -50,6 +53,9 @@ class Notifier:
     def put(self, fd: int, notice: bytes) -> None:
         """Write `notice` to `fd` in a while. One that waits already is enough, so a client that tells of the same change
         again and again fills no memory: there are at most two for each node."""
+        self._put(fd, notice, once=False)
+
+    def _put(self, fd: int, notice: bytes, *, once: bool) -> None:
         entry = (fd, notice)
         if entry not in self._waiting:
             if self._apart and fd not in self._handed:
@@ -57,7 +63,18 @@ class Notifier:
                 self._handed.add(fd)
             self._waiting.add(entry)
             self._settled.clear()
-            self._notices.put(entry)
+            self._notices.put((*entry, once))
+
+    def put_last(self, fd: int, answer: bytes) -> Callable[[], None]:
+        """Write `answer` after all notices that wait now. What is returned writes it at once, if nobody has by then."""
+        self._once.add((fd, answer))
+        self._put(fd, answer, once=True)
+
+        def hurry() -> None:
+            if self._is_first((fd, answer)):
+                write_notice(fd, answer)
+
+        return hurry
 
     def settle(self, seconds: float) -> None:
         """Wait until everything is written, but no longer than this."""
@@ -69,6 +86,14 @@ class Notifier:
         self._thread.join(0.2)
         self._ours.close()
 
+    def _is_first(self, entry: tuple[int, bytes]) -> bool:
+        """Of the two threads that would write it. remove() is one step of the interpreter's."""
+        try:
+            self._once.remove(entry)
+        except KeyError:
+            return False
+        return True
+
     def _run(self, end: int, began: threading.Event) -> None:
         self._apart = syscalls.unshare_files()
         if self._apart:
@@ -78,12 +103,13 @@ class Notifier:
         own: dict[int, int] = {}
         while (entry := self._notices.get()) is not None:
             self._writing = True
+            fd, notice, once = entry
             # Before it is written: what changes from here on needs another one.
-            self._waiting.discard(entry)
-            fd, notice = entry
+            self._waiting.discard((fd, notice))
             if self._apart and fd not in own:
                 own[fd] = _received(end)
-            write_notice(own.get(fd, fd), notice)
+            if not once or self._is_first((fd, notice)):
+                write_notice(own.get(fd, fd), notice)
             self._writing = False
             if not self._waiting:
                 self._settled.set()

@@ -95,7 +95,7 @@ WITH_ARGUMENTS: Final[tuple[tuple[str, tuple[Condition, ...]], ...]] = (
 
 @functools.cache
 def library() -> ModuleType:
-    """libseccomp's binding: Debian's `seccomp` or PyPI's `pyseccomp`, which have one interface.
+    """libseccomp's binding: its own `seccomp`, which distributions have, or PyPI's `pyseccomp`, which have one interface.
 
     Importing it may run other programs (ctypes.util.find_library), so it is done before the daemon forks (`prepare`).
     Raises OperatorError when neither is installed.
@@ -107,7 +107,10 @@ def library() -> ModuleType:
             continue
         except RuntimeError as error:
             raise OperatorError(f"{name} cannot be used: {error}", "install libseccomp2") from None
-    raise OperatorError("workers cannot be caged: no libseccomp binding for Python", "install python3-seccomp (pip: pyseccomp)")
+    raise OperatorError(
+        "workers cannot be caged: no libseccomp binding for Python",
+        "install python3-seccomp (Fedora: libseccomp-python; pip: pyseccomp)",
+    )
 
 
 def build_filter(architecture: int | None = None, process: int | None = None) -> Any:

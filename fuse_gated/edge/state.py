@@ -258,17 +258,19 @@ class State:
     def _put(self, half: int, position: int, rows: Sequence[Row]) -> int:
         """Write rows to a half of the log, from `position` on; the position behind them."""
         buffer = self._buffer
-        if len(rows) <= _MOST_ROWS:
+        count = len(rows)
+        if count <= _MOST_ROWS:
             _ENCODER.encode_into(rows, buffer, _LENGTH.size)
-        if len(rows) > 1 and (len(rows) > _MOST_ROWS or len(buffer) - _LENGTH.size > _LONG):
-            middle = len(rows) // 2
+        size = len(buffer)
+        if count > 1 and (count > _MOST_ROWS or size - _LENGTH.size > _LONG):
+            middle = count // 2
             return self._put(half, self._put(half, position, rows[:middle]), rows[middle:])
-        _LENGTH.pack_into(buffer, 0, len(buffer) - _LENGTH.size)
-        end = position + len(buffer)
+        _LENGTH.pack_into(buffer, 0, size - _LENGTH.size)
+        end = position + size
         if end > self._half:
             raise Full("the session's memory is full", "lower `inodes` in fuse-gated.yaml")
         start = self._logs + half * self._half + position
-        self._map[start : start + len(buffer)] = buffer
+        self._map[start : start + size] = buffer
         return end
 
     def _when_to_compact(self, length: int, times: int) -> int:

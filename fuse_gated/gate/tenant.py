@@ -43,6 +43,13 @@ class Cache(msgspec.Struct, frozen=True):
     size: int = 32 * 2**20
 
 
+class Local(msgspec.Struct, frozen=True):
+    """The copy that stands in the place of a mount that could not be made: so many bytes and names are brought there at most."""
+
+    size: int
+    files: int = 100_000
+
+
 class Exports(msgspec.Struct, frozen=True):
     """Which export names the tenant may use (a glob), and how many at once."""
 
@@ -65,6 +72,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     outage: Outage = Outage()
     cache: Cache = Cache()
     writes: str = "ahead"  # or through
+    local: Local | None = None
     audit: str = "writes"  # denials | writes | opens | everything
     place: str = ""
 

@@ -59,13 +59,15 @@ class Cache(Store):
 
     def attributes(self, path: bytes, now: float) -> Attributes | Missing | None:
         """None: nobody knows."""
-        own = self._directories.get(path)
+        directories = self._directories
+        own = directories.get(path)
         if own is not None and own.attributes is not None and now < own.until:
             return own.attributes
-        directory, name = self._parent(path)
+        parent, _, name = path.rpartition(b"/")
+        directory = directories.get(parent) if path else None
         if directory is None or now >= directory.until:
             return None
-        self._directories.move_to_end(split(path)[0])
+        directories.move_to_end(parent)
         if name not in directory.names:
             return MISSING if directory.complete else None
         found = directory.names[name]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from fuse_gated.operations import Attributes
+from fuse_gated.tree.draft import Draft
 from fuse_gated.tree.inodes import Identity, Inodes, Node
 from fuse_gated.tree.posix_locks import PosixLocks
 
@@ -27,9 +28,9 @@ class Handle:
     last judged; reads and writes are counted to be told once, when it is closed."""
 
     __slots__ = (
-        "bytes_read", "bytes_written", "directory", "failed", "fills", "flags", "generation", "id", "identity", "inherited",
-        "kept", "made", "node", "opened_at", "page", "page_start", "path", "pid", "pinned", "reads", "remote", "renewed",
-        "silent", "uid", "unflushed", "waiting", "warns", "whole", "writes",
+        "bytes_read", "bytes_written", "directory", "draft", "failed", "fills", "flags", "generation", "id", "identity",
+        "inherited", "kept", "made", "node", "opened_at", "page", "page_start", "path", "pid", "pinned", "reads", "remote",
+        "renewed", "request", "silent", "uid", "unflushed", "waiting", "warns", "was", "whole", "writes",
     )  # fmt: skip
 
     def __init__(self, number: int, node: Node | None, path: bytes, remote: int, flags: int, *, directory: bool = False) -> None:
@@ -44,6 +45,8 @@ class Handle:
         self.opened_at = 0.0
         self.uid = 0
         self.pid = 0
+        self.request = 0
+        """Of what is only open here: the kernel's request that opened it."""
         self.reads = 0
         self.bytes_read = 0
         self.writes = 0
@@ -53,6 +56,8 @@ class Handle:
         """Whether the client has nothing to tell when it is closed, so that it need not be asked."""
         self.made: Attributes | None = None
         """Of a file that was created by opening it, and changed by nobody else since: what it is like by now."""
+        self.draft: Draft | None = None
+        """Of such a file, or one that was there and empty: what there is in it as well."""
         self.failed = ""
         """The errno of a write that was answered before it failed: each close is told, until an fsync has been."""
         self.warns = ""
@@ -68,6 +73,9 @@ class Handle:
         """Of a directory: whether its page is to be used when it is read from the beginning."""
         self.pinned: tuple[Attributes, bytes] | None = None
         """Of a file that is only open here: what it was when it was opened."""
+        self.was: tuple[Attributes, bytes | None] | None = None
+        """Of what is only open here: what it was, and its content, where that is known and may not have become another. Should it
+        be removed or replaced before the client could open it, nobody else can say."""
         self.identity: Identity | None = None
         """Which file that is, where it has no node that says so."""
         self.kept = -1
@@ -79,6 +87,18 @@ class Handle:
         """Of what is only open here: the client may have opened it for a process before this one."""
         self.waiting: list[tuple[Callable[[], None], Callable[[str], None]]] = []
         """What is to be done when the client has opened it, or not (with an errno's name)."""
+
+    def stands_beside(self, attributes: Attributes | None) -> None:
+        """This is what its name stands for now; None: nobody knows. It is read from the client from now on."""
+        self.pinned = None
+        if self.was is None:
+            return
+        was = self.was[0]
+        if attributes is None:
+            self.was = (was, None)
+        elif (attributes.device, attributes.inode) == (was.device, was.inode):
+            is_same = (attributes.size, attributes.mtime) == (was.size, was.mtime)
+            self.was = (attributes, self.was[1] if is_same else None)
 
     @property
     def place(self) -> int | bytes:
@@ -92,6 +112,8 @@ class Releasing(NamedTuple):
     remote: int
     directory: bool
     owners: tuple[int, ...] = ()
+    node: int = 0
+    """The node that it is held for, if it has not been told yet (turnstile/contested.py)."""
 
 
 class Handles:
@@ -104,6 +126,8 @@ class Handles:
         self.locks = PosixLocks()
         self.releasing: dict[int, Releasing] = {}
         """What is closed here, and may still be open at the client, by the number that it had."""
+        self.held: dict[int, float] = {}
+        """Some of these that are not to be closed before then, because somebody may open them; the oldest first."""
         self.changed: set[int] = set()
         """Numbers of the handles that came or went since somebody emptied this (tree/journal.py)."""
         self.unopened = 0
@@ -146,7 +170,7 @@ class Handles:
 
     def opened(self, handle: Handle, remote: int) -> None:
         """The client has opened it too."""
-        handle.remote = remote
+        handle.remote, handle.was = remote, None
         self.unopened -= 1
         self.changed.add(handle.id)
 
@@ -176,8 +200,31 @@ class Handles:
         self.changed.add(number)
         return number
 
+    def reserve(self) -> int:
+        """A number that no handle gets, not even by a successor."""
+        number = self._next
+        self._next += 1
+        self.changed.add(number)
+        return number
+
+    def hold(self, remote: int, *, directory: bool, node: int, until: float) -> None:
+        """What the client has opened for whoever is about to open this node."""
+        number = self.close(remote, directory=directory)
+        self.releasing[number] = Releasing(remote, directory, node=node)
+        self.held[number] = until
+
+    def held_on(self, node: Node, *, directory: bool) -> int | None:
+        """The number of what is held for this node, if anything is."""
+        return next((one for one in self.held if self.releasing[one][1::2] == (directory, node.id)), None)
+
+    @property
+    def due(self) -> float:
+        """Until when the first is held; 0.0: none is."""
+        return next(iter(self.held.values()), 0.0)
+
     def released(self, number: int) -> None:
-        """The client has closed it."""
+        """The client has closed it, or somebody has opened what was held."""
+        self.held.pop(number, None)
         if self.releasing.pop(number, None) is not None:
             self.changed.add(number)
 

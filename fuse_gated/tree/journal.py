@@ -49,7 +49,8 @@ class NodeGone(Row, frozen=True, gc=False, tag=2):
 
 
 class HandleRow(Row, frozen=True, gc=False, tag=3):
-    """An open file or directory. What was read and written through it is as of when the row was made."""
+    """An open file or directory. What was read and written through it is as of when the row was made. `request`, if not 0, is the
+    kernel's that opened it: if the answer did not reach the kernel, it is to have this handle when it comes again."""
 
     id: int
     node: int | None
@@ -65,6 +66,7 @@ class HandleRow(Row, frozen=True, gc=False, tag=3):
     writes: int
     bytes_written: int
     failed: str = ""
+    request: int = 0
 
 
 class HandleGone(Row, frozen=True, gc=False, tag=4):
@@ -72,12 +74,13 @@ class HandleGone(Row, frozen=True, gc=False, tag=4):
 
 
 class HandleReleasing(Row, frozen=True, gc=False, tag=13):
-    """A handle that is closed here, and may still be open at the client."""
+    """A handle that is closed here, and may still be open at the client. `node`, if not 0, is the one that it is held for."""
 
     id: int
     remote: int
     directory: bool
     owners: Annotated[tuple[int, ...], _BOUNDED]
+    node: int = 0
 
 
 class Locked(Row, frozen=True, gc=False, tag=5):
@@ -179,13 +182,14 @@ AnyRow = (
 KINDS: Final[dict[str, type[Answer]]] = {
     kind.__name__: kind for kind in (Created, Done, Opened)
 }
+_NAMES: Final[dict[type[Answer], str]] = {kind: name for name, kind in KINDS.items()}
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 def kept(request: int, answer: Answer) -> Answered | None:
     """The row of an answer; None for one that may be worked out again: at most a lookup is counted once more, which is safe."""
-    name = type(answer).__name__
-    if name not in KINDS:
+    name = _NAMES.get(type(answer))
+    if name is None:
         return None
     return Answered(request, KeptAnswer(name, msgspec.Raw(_ENCODER.encode(answer))))
 
@@ -202,7 +206,7 @@ def handle_row(handle: Handle) -> HandleRow:
     return HandleRow(
         handle.id, handle.node.id if handle.node is not None else None, handle.path, handle.remote, handle.flags,
         handle.directory, handle.opened_at, handle.uid, handle.pid, handle.reads, handle.bytes_read, handle.writes,
-        handle.bytes_written, handle.failed,
+        handle.bytes_written, handle.failed, handle.request,
     )  # fmt: skip
 
 

@@ -4,8 +4,12 @@ knows no pids of the server, and because a close(2) by who has none need not ask
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+WRITE = 1
+"""F_WRLCK."""
 UNLOCK = 2
 """F_UNLCK."""
+MOST_REMEMBERED = 4096
+"""Files of which it is remembered that somebody wanted a lock on them."""
 
 Place = int | bytes
 """What locks are on: a node's number, or a path where the driver has none (`Handle.place`)."""
@@ -48,6 +52,7 @@ class PosixLocks:
         self._held: dict[Place, list[Held]] = {}
         self.changes: set[Place] = set()
         """Where locks changed since somebody emptied this (tree/journal.py)."""
+        self._wanted: set[Place] = set()
 
     def __len__(self) -> int:
         return sum(len(held) for held in self._held.values())
@@ -64,6 +69,16 @@ class PosixLocks:
         self._held.pop(place, None)
         if held:
             self._held[place] = held
+            self.wants(place)
+
+    def wants(self, place: Place) -> None:
+        """Somebody asks for a lock on this file."""
+        if len(self._wanted) < MOST_REMEMBERED:
+            self._wanted.add(place)
+
+    def is_wanted(self, place: Place) -> bool:
+        """Whether anybody has ever asked for a lock on this file, or so many others were asked for that nobody remembers."""
+        return place in self._wanted or len(self._wanted) >= MOST_REMEMBERED
 
     def changed(self, place: Place, request: Owned) -> None:
         """The client took or gave up a lock."""
@@ -84,7 +99,16 @@ class PosixLocks:
 
     def has(self, place: Place, owner: int) -> bool:
         """Whether a close(2) by `owner` gives up a lock."""
-        return any(lock.owner == owner for lock in self._held.get(place, ()))
+        held = self._held.get(place)
+        return held is not None and any(lock.owner == owner for lock in held)
+
+    def excludes_others(self, place: Place, owner: int, start: int, end: int) -> bool:
+        """Whether `owner` has write locks on all of this range, so that no other can have any."""
+        own = sorted((lock.start, lock.end) for lock in self.on(place) if lock.owner == owner and lock.type == WRITE)
+        for first, last in own:
+            if first <= start <= last:
+                start = last + 1
+        return start > end
 
     def holder(self, place: Place, asker: int, found: Range) -> int:
         """The pid of who has the lock that the client found in the asker's way; 0 if that is a program on the client's side."""
@@ -102,7 +126,8 @@ class PosixLocks:
 
     def through(self, place: Place, handle: int) -> list[int]:
         """The owners of locks that were taken through this handle."""
-        return sorted({lock.owner for lock in self._held.get(place, ()) if lock.handle == handle})
+        held = self._held.get(place)
+        return sorted({lock.owner for lock in held if lock.handle == handle}) if held is not None else []
 
     def moved(self, place: Place, new: Place) -> None:
         """The file has another path by now."""

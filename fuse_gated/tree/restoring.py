@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from fuse_gated.operations import ROOT, Answer
+from fuse_gated.operations import ROOT, Answer, Opened
 from fuse_gated.tree.handles import Handle, Handles, Releasing
 from fuse_gated.tree.inodes import Inodes
 from fuse_gated.tree.journal import (
@@ -80,7 +80,7 @@ def restore(rows: Iterable[AnyRow], inodes: Inodes, handles: Handles, most: int)
                 handles.never_again(row.id)
             case HandleReleasing():
                 opened.pop(row.id, None)
-                handles.releasing[row.id] = Releasing(row.remote, row.directory, row.owners)
+                handles.releasing[row.id] = Releasing(row.remote, row.directory, row.owners, row.node)
                 handles.never_again(row.id)
             case Locked():
                 held += len(row.held) - len(handles.locks.on(row.place))
@@ -119,6 +119,9 @@ def restore(rows: Iterable[AnyRow], inodes: Inodes, handles: Handles, most: int)
         node.lookups += more
     for row in opened.values():
         _restore_handle(row, inodes, handles)
+        if row.request:
+            # The kernel may be allowed more: to keep what it has, and not to tell of a close. It need not be.
+            restored.answers[row.request] = Opened(row.id)
     forget_changes(inodes, handles)
     return restored
 
@@ -169,6 +172,7 @@ def _restore_handle(row: HandleRow, inodes: Inodes, handles: Handles) -> None:
         raise ValueError(f"handle {row.id} is open on node {row.node}, which is not there")
     handle = Handle(row.id, node, row.path, row.remote, row.flags, directory=row.directory)
     handle.opened_at, handle.uid, handle.pid = row.opened_at, row.uid, row.pid
+    handle.request = row.request
     handle.reads, handle.bytes_read = row.reads, row.bytes_read
     handle.writes, handle.bytes_written = row.writes, row.bytes_written
     handle.failed = handle.warns = row.failed

@@ -13,7 +13,6 @@ A killed worker, a lost connection or an upgrade lose nothing: the successor ask
 remembers what it has done. With the session itself goes what is still owed, and the audit says so.
 """
 
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -23,12 +22,11 @@ from fuse_gated.operations import Attributes, Count
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Identity, Node
 from fuse_gated.tree.journal import Owed
-from fuse_gated.turnstile import bounds, settling
+from fuse_gated.turnstile import bounds, drafting, ordering, settling, unlocking
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.effects import Hold
 from fuse_gated.turnstile.owing import Arguments, Change, key_of
 from fuse_gated.wire import messages
-from fuse_gated.wire.session import Pending
 from fuse_gated.wire.tables import OPERATION_OF
 
 if TYPE_CHECKING:
@@ -52,10 +50,12 @@ def write(t: "Desk", call: Call, handle: Handle, request: operations.Write) -> b
     change = _begin(t, call, handle, arguments, memoryview(request.data))
     if change is None:
         return False
-    before = handle.made
+    before, draft = handle.made, handle.draft
     settling.unmake(t, handle.node)
     if before is not None and not request.append:
         handle.made = msgspec.structs.replace(before, size=max(before.size, request.offset + size))
+    if draft is not None and draft.write(None if request.append else request.offset, request.data):
+        handle.draft = draft
     t.ahead.waiting.append(change)
     settling.answer_waiting(t)
     return True
@@ -67,7 +67,7 @@ def set_attributes(t: "Desk", call: Call, node: Node | None, arguments: messages
     if node is None or not node.handles:
         return None
     handle, alone = t.handle(node.handles[0]), len(node.handles) == 1 and not t.siblings(node) and not t.inodes.gone(node)
-    before = handle.made
+    before, draft = handle.made, handle.draft
     settling.unmake(t, node)
     if before is None or not alone or arguments.target != handle.remote:
         return None
@@ -84,16 +84,21 @@ def set_attributes(t: "Desk", call: Call, node: Node | None, arguments: messages
         atime=before.atime if arguments.atime in (None, -1) else arguments.atime,
         mtime=before.mtime if arguments.mtime in (None, -1) else arguments.mtime,
     )
+    if draft is not None:
+        draft.attributes = handle.made
+        handle.draft = draft
     handle.unflushed = True
     t.ahead.keep(change)
     call.back, call.usec = t.now, 0
     return handle.made
 
 
-def made(t: "Desk", handle: Handle, attributes: Attributes) -> None:
-    """A file was opened by creating it, if O_EXCL says so. Only some filesystems of the client refuse a mode or a time to a
-    file's owner (vfat); of those it has not said that closing a file cannot fail."""
-    if t.ahead.serves and handle.silent and handle.flags & _EXCL:
+def made(t: "Desk", handle: Handle, attributes: Attributes, *, anew: bool) -> None:
+    """A file was opened by creating it. If the client says that it made it `anew`, or O_EXCL does, it is its creator's: only some
+    filesystems of the client refuse a mode or a time to a file's owner (vfat); of those it has not said that closing a file
+    cannot fail."""
+    drafting.begin(t, handle, attributes)
+    if t.ahead.serves and handle.silent and (anew or handle.flags & _EXCL):
         handle.made = attributes
 
 
@@ -144,30 +149,17 @@ def waits_for_rest(t: "Desk", call: Call, handle: Handle) -> bool:
     return bool(unfinished)
 
 
-def after(t: "Desk", pending: Pending) -> tuple[int, ...]:
-    """What the client must have done before this request. A write comes after what is owed of its own file, because it is not
-    carried out if that fails; everything else after all, whatever it asks about."""
-    mine = t.ahead.get(pending.id)
-    if mine is not None:
-        return (mine.previous,) if mine.previous else ()
-    if isinstance(pending.arguments, messages.Write):
-        remote = pending.arguments.handle
-        key = key_of(next((handle for handle in t.handles if handle.remote == remote), None))
-        # What finishes a short write had to wait for room if it finds itself there.
-        return tuple(number for number in t.ahead.newest(key) if number != pending.id) if key is not None else ()
-    return t.ahead.newest()
-
-
 # A session's life.
 
 
 def ask_again(t: "Desk") -> None:
     """What a process before this one owed. To be called before the client is asked anything else."""
+    ordering.adjust(t)
     for change in t.ahead:
-        t.session.after = partial(after, t)
         change.since = t.now
         t.cache.hold(change.key[1])
         settling.ask(t, change, memoryview(t.ahead.read_back(change.row.at, change.row.size)))
+    unlocking.ask_again(t)
 
 
 def came_again(t: "Desk", call: Call) -> bool:
@@ -210,11 +202,11 @@ def withdrawn(t: "Desk", number: int) -> bool:
 
 def leave(t: "Desk") -> None:
     """The connection is lost. Who waits is answered by a successor, to whom the kernel sends the request again."""
-    t.session.after = None
     t.ahead.waiting.clear()
     for change in t.ahead:
         if not change.kept:
             t.ahead.remove(change)
+    t.session.after = None
 
 
 def lose(t: "Desk") -> None:
@@ -224,7 +216,8 @@ def lose(t: "Desk") -> None:
         if change.kept and change.row.size and not change.doomed:
             lost.setdefault(change.key, []).append(change)
         t.ahead.remove(change)
-    t.session.after = None
+    t.unlocks.clear()
+    ordering.adjust(t)
     t.ahead.waiting.clear()
     for changes in lost.values():
         size = sum(change.row.size for change in changes)
@@ -252,7 +245,7 @@ def _begin(t: "Desk", call: Call, handle: Handle, arguments: Arguments, data: me
     change = Change(row, arguments, handle, key, path, t.now)
     change.call = call
     ahead.add(change)
-    t.session.after = partial(after, t)
+    ordering.adjust(t)
     t.cache.hold(key[1])
     call.deadline = t.now + t.limits.deadline
     call.asked = t.measures.clock()

@@ -9,7 +9,7 @@ from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Attr, Attributes, Data, Done, Filesystem, XattrSize
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
-from fuse_gated.turnstile import ahead, knowing
+from fuse_gated.turnstile import ahead, drafting, holding, knowing
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.wire import messages
@@ -82,7 +82,7 @@ def getattr_(t: Desk, call: Call, request: operations.Getattr) -> None:
     else:
         # What is only open here has its name, by which it may be known.
         target, path, node = t.target(request.node)
-        if handle is not None and handle.pinned is not None and node is not None:
+        if handle is not None and handle.was is not None and node is not None:
             known = t.cache.attributes(path, t.now)
             if known is not None and (not isinstance(known, Attributes) or identity_of(known) != node.identity):
                 # The name is another file's by now, and the kernel has not heard of that: it asks in the midst of a read(2).
@@ -91,6 +91,13 @@ def getattr_(t: Desk, call: Call, request: operations.Getattr) -> None:
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
     t.announce_other(call, path, rule=verdict.rule)
+    drafted = drafting.like(t, node)
+    if drafted is not None:
+        t.answer(call, Attr(shown(t, path, drafted), 0.0))
+        return
+    if isinstance(target, int) and node is not None and node.handles and not node.lost:
+        # What is known of its name is what it is like: the client tells of every change.
+        target = path if holding.is_followed(t, t.handle(node.handles[0])) else target
     _ask_attributes(t, call, messages.Getattr(target), path, node, lambda answer: t.answer(call, answer))
 
 
@@ -117,7 +124,12 @@ def setattr_(t: Desk, call: Call, request: operations.Setattr) -> None:
         t.announce(call, path, rule=verdict.rule)
     values = (request.mode, uid, gid, request.size, request.atime, request.mtime)
     # Nothing to set is a chown(2) that names neither owner nor group, and that alone drops setuid and setgid.
-    arguments = messages.Setattr(target, *values, clear_setid=request.kill_suidgid or values == (None,) * 6)
+    nothing = values == (None,) * 6
+    if nothing and node is not None and node.identity is not None and node.identity[2] == _DIRECTORY:
+        # A directory keeps setuid and setgid (chown(2)), so nothing becomes of it.
+        _ask_attributes(t, call, messages.Getattr(target), path, node, lambda answer: t.answer(call, answer))
+        return
+    arguments = messages.Setattr(target, *values, clear_setid=request.kill_suidgid or nothing)
     contents = request.size is not None
     made = ahead.set_attributes(t, call, node, arguments)
     if made is not None:
@@ -146,6 +158,8 @@ def _ask_attributes(
     def answered(attributes: Attributes) -> None:
         fresh = 0.0
         visible = shown(t, path, attributes)
+        if node is not None and node.identity not in (None, identity_of(attributes)) and ask_by_handle():
+            return
         still_same(t, node, attributes)
         t.saw(node, attributes)
         if isinstance(arguments, messages.Setattr):
@@ -155,15 +169,30 @@ def _ask_attributes(
                 # An open file may have no name any more.
                 t.cache.changes(path)
             t.readahead.changed(t, identity_of(attributes))
-            knowing.changed_here(t, node, path)
+            holding.changed_here(t, node, path)
         elif node is not None and isinstance(arguments, messages.Getattr) and isinstance(arguments.target, int):
             attributes = knowing.saw_open(t, path, attributes, asked)
             fresh = knowing.fresh(t)
         answer(Attr(visible, max(fresh, knowing.validity(t, path, attributes)[1])))
 
+    def ask_by_handle() -> bool:
+        """Its name is gone, or another file's by now; what is open is not."""
+        if node is None or not node.handles or not isinstance(arguments, messages.Getattr) or isinstance(arguments.target, int):
+            return False
+        t.ask(call, messages.Getattr(t.handle(node.handles[0]).remote), of_what_is_open)
+        return True
+
+    def of_what_is_open(attributes: Attributes) -> None:
+        still_same(t, node, attributes)
+        answered(attributes)
+
+    def failed(errno: str) -> None:
+        if errno != "ENOENT" or not ask_by_handle():
+            t.fail(call, errno)
+
     since = t.cache.changes(path) if isinstance(arguments, messages.Setattr) else 0
     asked = t.cache.tick
-    t.ask(call, arguments, answered)
+    t.ask(call, arguments, answered, failed)
 
 
 def access(t: Desk, call: Call, request: operations.Access) -> None:

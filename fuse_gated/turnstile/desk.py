@@ -17,7 +17,7 @@ from fuse_gated.operations import Attributes, Failed
 from fuse_gated.tree.cache import Cache
 from fuse_gated.tree.handles import Handle, Releasing
 from fuse_gated.tree.inodes import Node
-from fuse_gated.turnstile import ahead, knowing, lazily
+from fuse_gated.turnstile import ahead, contested, knowing, lazily
 from fuse_gated.turnstile.bounds import LARGEST_SUM
 from fuse_gated.turnstile.call import Call, Failure, ignored, waits_for_lock
 from fuse_gated.turnstile.effects import Answer, InvalidateInode, Send
@@ -73,7 +73,7 @@ class Desk(Naming):
         self.ahead = Owing(limits.max_bytes_in_flight // 2, limits.max_in_flight // 2)
         """What callers were told to be written, and the client has not said so."""
         self.ahead.serves = orders
-        self.ledger = Ledger(self.inodes, self.handles, self.ahead)
+        self.ledger = Ledger(self.inodes, self.handles, self.ahead, self.unlocks)
         """What a successor must know."""
         self.watches = watches
         """Whether the client tells of changes, and answers GATHER."""
@@ -93,8 +93,11 @@ class Desk(Naming):
         """Until when what it has said of its filesystem will do."""
         self.lingering: deque[tuple[float, Handle]] = deque()
         """What is only open here, and when the client is to open it (lazily.py)."""
+        self.contested = contested.Contested()
         self._grace: deque[tuple[float, Call]] = deque()
         """Whose callers got a signal, and until when an answer still reaches them."""
+        self.drafts: set[int] = set()
+        """Open files of which what is written is known (drafting.py)."""
         self.prefetch = Prefetch()
         self.readahead = Readahead(min(LARGEST_SUM, limits.max_bytes_in_flight // 2))
         self.set_cache()
@@ -207,9 +210,8 @@ class Desk(Naming):
         self._give_back(self.handles.close(remote, directory=directory))
 
     def give_back_again(self) -> None:
-        """What a process before this one has told the client to close, or may have had opened. To have been closed before
-        is EBADF, and harmless."""
-        for number in list(self.handles.releasing):
+        """What a process before this one has told the client to close, or may have had opened. Twice is EBADF, and harmless."""
+        for number in contested.not_held(self):
             self._give_back(number)
         # The client may have opened some of them for a process that did not live to hear of it.
         self.lingering.extend((self.now, handle) for handle in self.handles if handle.remote < 0)
@@ -221,7 +223,7 @@ class Desk(Naming):
                 self.session.ask_for_nobody(Pending(number, arguments, self.now + self.limits.deadline, ignored, ignored))
 
     def _give_back(self, number: int) -> None:
-        remote, directory, owners = self.handles.releasing[number]
+        remote, directory, owners, _node = self.handles.releasing[number]
         for owner in owners:
             self.ask_aside(messages.Flush(remote, owner))
         arguments = messages.Releasedir(remote) if directory else messages.Release(remote)
@@ -263,13 +265,12 @@ class Desk(Naming):
     def is_answered(self, call: Call) -> bool:
         return self._calls.get(call.id) is not call
 
-    def answer(self, call: Call, answer: operations.Answer) -> None:
+    def answer(self, call: Call, answer: operations.Answer, *, kept: bool = True, in_order: bool = False) -> None:
+        """`kept`: whether a successor needs it to answer the same, should the request come again. `in_order`: effects.Answer."""
         if self._calls.pop(call.id, None) is None:
             return
-        if self.ledger.changed:
-            self.effects.append(Answer(call.id, answer, self.ledger.rows(call.id, answer)))
-        else:
-            self.effects.append(Answer(call.id, answer))
+        rows = self.ledger.rows(call.id, answer if kept else None) if self.ledger.changed else ()
+        self.effects.append(Answer(call.id, answer, rows, in_order))
         if self.measures.ended(call, answer):
             where = self.measures.slow(call)
             if not waits_for_lock(call.request):
@@ -288,6 +289,8 @@ class Desk(Naming):
         if errno == "ENOSYS":
             # The kernel would never ask again, for the mount's life, and allow an OPEN or an ACCESS by itself.
             errno = "EOPNOTSUPP"
+        elif errno == "ESTALE":
+            contested.failed(self, call)
         self.statistics.failed += 1
         if call.told:
             detail = "the client may have carried it out" if errno in _UNDECIDED else ""

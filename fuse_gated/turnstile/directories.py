@@ -24,6 +24,8 @@ _DOTS: Final = 2
 _DIRENT: Final = 24
 _DIRENT_PLUS: Final = 24 + 128
 """sizeof(struct fuse_dirent) and fuse_direntplus without the name (linux/fuse.h)."""
+_NOT_BY_PATH: Final = ("EBADF", "ENOENT", "ENOTDIR")
+"""How a client fails to sync a directory by its path: it knows of no such way, or there is none of that name any more."""
 _MOST_ENTRIES: Final = 10_000_000
 _PAGE: Final = 1024
 MOST_PAGES: Final = 128
@@ -50,8 +52,9 @@ class _Room:
 
 
 def opendir(t: Desk, call: Call, request: operations.Opendir) -> None:
-    path = t.place(request.node)
     node = t.node(request.node)
+    held = t.handles.held_on(node, directory=True) if node is not None and t.handles.held else None
+    path = t.place(request.node) if node is None or held is None else t.inodes.path(node)
     verdict = t.gate.list(path)
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
@@ -59,8 +62,16 @@ def opendir(t: Desk, call: Call, request: operations.Opendir) -> None:
     if t.tells_opens:
         t.announce(call, path, rule=verdict.rule)
     generation = t.generation
+    if held is not None:
+        remote = t.handles.releasing[held].remote
+        t.handles.released(held)
+        handle = t.handles.add(node, path, remote, 0, directory=True)
+        handle.generation = generation
+        t.answer(call, Opened(handle.id))
+        return
     # What came before the client may have opened: it answers that once more.
-    if not call.before and gathering.may_gather(t, path) and _open_here(t, call, node, path):
+    is_sure = not call.before and not t.contested.covers(t.now, path, call.caller.pid)
+    if is_sure and gathering.may_gather(t, path) and _open_here(t, call, node, path):
         return
 
     def answered(result: messages.OpenedFile) -> None:
@@ -98,6 +109,7 @@ def _open_here(t: Desk, call: Call, node: Node | None, path: bytes) -> bool:
     handle.generation = t.generation
     handle.opened_at = t.now
     handle.identity = identity_of(attributes)
+    handle.was = (attributes, None)
     if not is_kept:
         _keep(t, handle, names, 0, whole=True)
         handle.renewed = True
@@ -152,8 +164,8 @@ def readdir(t: Desk, call: Call, request: operations.Readdir) -> None:
 
 def _fill(t: Desk, call: Call, request: operations.Readdir, handle: Handle, room: _Room, cookie: int) -> None:
     """Answer from the page at hand, or fetch the page that starts at `cookie`. Cookie 0 reads the directory anew."""
-    if handle.remote < 0 and (not cookie or (handle.page_start < 0 and handle.kept >= 0)):
-        # From the beginning, or from where the kernel's own copy does not go on.
+    if (handle.page_start < 0 and handle.kept >= 0) if cookie else handle.remote < 0:
+        # From the beginning, or from where the kernel's own copy does not go on: that has this order, and the client another.
         _renew(t, handle)
     start = handle.page_start
     if cookie or handle.remote < 0:
@@ -193,9 +205,9 @@ def _renew(t: Desk, handle: Handle) -> None:
     if handle.renewed:
         handle.renewed = False
         return
-    found = gathering.listing_of(t, t.handles.path(handle))
-    if found is not None:
-        _keep(t, handle, found[1], 0, whole=True)
+    names = t.cache.names(t.handles.path(handle), t.now)
+    if names is not None:
+        _keep(t, handle, names, 0, whole=True)
     else:
         handle.page, handle.page_start, handle.whole = (), -1, False
 
@@ -260,9 +272,35 @@ def releasedir(t: Desk, call: Call, request: operations.Releasedir) -> None:
 
 
 def fsyncdir(t: Desk, call: Call, request: operations.Fsyncdir) -> None:
+    """Most of them follow upon an opendir(3) that is for nothing else: what is only open here need not be opened for it."""
     handle = t.handle(request.handle)
-    t.announce_other(call, t.handles.path(handle))
-    t.ask(call, messages.Fsyncdir(handle.remote, request.data_only), lambda _result: t.answer(call, Done()))
+    path = t.handles.path(handle)
+    t.announce_other(call, path)
+
+    def ask() -> None:
+        t.ask(call, messages.Fsyncdir(handle.remote, request.data_only), lambda _result: t.answer(call, Done()))
+
+    def answered(attributes: Attributes | None) -> None:
+        # What has the name by now may be another directory: that this one has it no more tells who tries to open it.
+        if attributes is not None:
+            sandbox.check_attributes(attributes)
+        if attributes is not None and handle.node is not None and identity_of(attributes) == handle.node.identity:
+            t.answer(call, Done())
+        else:
+            ask()
+
+    def failed(errno: str) -> None:
+        if errno == "EBADF":
+            t.syncs_by_path = False
+        if errno in _NOT_BY_PATH:
+            ask()
+        else:
+            t.fail(call, errno)
+
+    if handle.remote < 0 and t.syncs_by_path and handle.node is not None and not t.inodes.gone(handle.node):
+        t.ask(call, messages.Fsyncdir(0, request.data_only, path), answered, failed)
+    else:
+        ask()
 
 
 def _inode(t: Desk, node: Node | None, path: bytes) -> int:

@@ -22,6 +22,12 @@ class Hold(msgspec.Struct, frozen=True, gc=False):
     data: bytes | memoryview
 
 
+class Keep(msgspec.Struct, frozen=True, gc=False):
+    """Put rows where a successor finds them, before anything behind it in the list happens."""
+
+    rows: tuple[Row, ...]
+
+
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """Answer the kernel's request `request`."""
 
@@ -29,6 +35,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     answer: operations.Answer
     rows: tuple[Row, ...] = ()
     """What a successor must know before anybody hears of the answer."""
+    in_order: bool = False
+    """Nobody is to hear of it before the kernel has forgotten what it was to forget (as far as that does not take long)."""
 
 
 class Tell(msgspec.Struct, frozen=True, gc=False):
@@ -61,4 +69,4 @@ class Close(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-Effect = Send | Hold | Answer | Tell | InvalidateEntry | InvalidateInode | Close
+Effect = Send | Hold | Keep | Answer | Tell | InvalidateEntry | InvalidateInode | Close

@@ -7,9 +7,9 @@ are: somebody else who changes files.
 from fuse_gated import operations
 from fuse_gated.operations import Request
 from fuse_gated.paths import join, split
+from fuse_gated.turnstile.closing import tell_closed
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.turnstile.effects import InvalidateEntry, InvalidateInode
-from fuse_gated.turnstile.files import tell_closed
 
 
 def changed(t: Desk, request: Request) -> None:

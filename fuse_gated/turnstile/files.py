@@ -1,4 +1,4 @@
-"""Operations on open files: open, create, read, close, and what belongs to them."""
+"""Operations on open files: open, create, read, and what belongs to them; closing.py closes them."""
 
 from typing import Final
 
@@ -6,16 +6,16 @@ import msgspec
 
 from fuse_gated import operations
 from fuse_gated.gate import sandbox
-from fuse_gated.gate.audit import Record
 from fuse_gated.operations import Created, Data, Done, Opened, Position
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
-from fuse_gated.turnstile import ahead, gathering, knowing, lazily, settling
+from fuse_gated.turnstile import ahead, gathering, holding, knowing, lazily, settling
 from fuse_gated.turnstile.attributes import shown, still_same
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.turnstile.effects import InvalidateInode
-from fuse_gated.turnstile.names import entry_of, owner_of, path_of
+from fuse_gated.turnstile.making import owner_of
+from fuse_gated.turnstile.names import entry_of, path_of
 from fuse_gated.wire import messages
 
 # open(2), the same on every architecture that Linux has FUSE on and Debian supports (asm-generic/fcntl.h).
@@ -46,7 +46,9 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
     if t.cache.room and isinstance(target, bytes):
         if _writes(request.flags):
             t.cache.changes(path)
-        elif not call.before and _open_here(t, call, request, node, path):
+        elif not call.before and not t.contested.covers(t.now, path, call.caller.pid) and _open_here(
+            t, call, request, node, path
+        ):
             # What came before the client may have opened: it answers that once more.
             return
 
@@ -58,8 +60,8 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
         except Failure:
             t.close(result.handle)
             raise
-        opened = _opened(t, call, node, path, result.handle, request.flags, generation)
-        handle = t.handle(opened.handle)
+        handle = _opened(t, call, node, path, result.handle, request.flags, generation)
+        opened = Opened(handle.id, no_flush=_is_quiet(t, handle))
         handle.kept, handle.silent = since, result.silent
         t.readahead.opened(handle, result.attributes)
         if isinstance(request.node, bytes):
@@ -71,7 +73,7 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
             t.effects.append(InvalidateInode(node.id, pages=False))
         if request.flags & _TRUNC:
             t.readahead.changed(t, identity_of(result.attributes))
-            knowing.changed_here(t, node, path)
+            holding.changed_here(t, node, path)
             settling.unmake(t, node)
             t.answer_change(call, opened, t.siblings(node), contents=True)
         else:
@@ -87,17 +89,17 @@ def _open_here(t: Desk, call: Call, request: operations.Open, node: Node | None,
     attributes = found[0] if found is not None else gathering.kept_file(t, node, path)
     if attributes is None:
         return t.prefetch.brings(t, call, path)
-    shown(t, path, attributes)
     still_same(t, node, attributes)
-    opened = _opened(t, call, node, path, None, request.flags, t.generation)
-    handle = t.handle(opened.handle)
-    handle.pinned = found
+    handle = _opened(t, call, node, path, None, request.flags, t.generation)
+    handle.pinned, handle.was = found, found or (attributes, None)
     handle.kept = t.cache.tick
-    handle.identity = identity_of(attributes)
+    if node is None:
+        handle.identity = identity_of(attributes)
+    handle.request = call.id
     lazily.opened_here(t, handle)
     t.cache.hits += 1
     t.prefetch.used(t, path)
-    t.answer(call, msgspec.structs.replace(opened, keep_cache=True))
+    t.answer(call, Opened(handle.id, keep_cache=True, no_flush=_is_quiet(t, handle)), kept=False)
     return True
 
 
@@ -126,14 +128,13 @@ def create(t: Desk, call: Call, request: operations.Create) -> None:
             raise Failure("ESTALE")
         entry = entry_of(t, request.parent, request.name, path, result.attributes)
         node = t.inodes.get(entry.node) if not isinstance(request.parent, bytes) else None
-        opened = _opened(t, call, node, path, result.handle, request.flags, generation)
-        t.readahead.opened(t.handle(opened.handle), result.attributes)
-        t.handle(opened.handle).silent = result.silent
-        ahead.made(t, t.handle(opened.handle), result.attributes)
-        t.answer(call, Created(msgspec.structs.replace(entry, attributes_valid=0.0), opened))
+        handle = _opened(t, call, node, path, result.handle, request.flags, generation)
+        t.readahead.opened(handle, result.attributes)
+        handle.silent = result.silent
+        ahead.made(t, handle, result.attributes, anew=result.made)
+        t.answer(call, Created(msgspec.structs.replace(entry, attributes_valid=0.0), Opened(handle.id)))
 
-    flags = _wire_flags(request.flags)
-    t.ask(call, messages.Create(path, flags, request.mode & 0o7777, owner_of(t, call)), answered)
+    t.ask(call, messages.Create(path, _wire_flags(request.flags), request.mode & 0o7777, owner_of(t, call)), answered)
 
 
 def read(t: Desk, call: Call, request: operations.Read) -> None:
@@ -156,72 +157,14 @@ def read(t: Desk, call: Call, request: operations.Read) -> None:
     if handle.pinned is not None:
         answered(memoryview(handle.pinned[1])[request.offset : request.offset + size])
         return
+    if handle.draft is not None:
+        answered(handle.draft.read(request.offset, size))
+        return
 
     def ask() -> None:
         t.ask(call, messages.Read(handle.remote, request.offset, size), answered, size=size)
 
     t.readahead.read(t, call, handle, request.offset, size, answered, ask)
-
-
-def flush(t: Desk, call: Call, request: operations.Flush) -> None:
-    """close(2) of one descriptor. Where nothing was written and no POSIX lock taken there is nothing that could fail, and
-    the client is not asked."""
-    handle = t.handle(request.handle)
-    t.announce_other(call, t.handles.path(handle))
-    if not t.handles.locks.has(handle.place, request.owner) and (handle.silent or not handle.unflushed):
-        if not ahead.waits_for_owed(t, call, handle):
-            ahead.told(t, handle, by_fsync=False)
-            t.answer(call, Done())
-        return
-
-    def answered(_result: None) -> None:
-        if ahead.waits_for_rest(t, call, handle):
-            return
-        handle.unflushed = False
-        t.handles.locks.flushed(handle.place, request.owner)
-        ahead.told(t, handle, by_fsync=False)
-        t.answer(call, Done())
-
-    t.ask(call, messages.Flush(handle.remote, request.owner), answered)
-
-
-def release(t: Desk, call: Call, request: operations.Release) -> None:
-    """The last descriptor is closed; nobody waits for the answer, and nobody would hear of an error."""
-    handle = t.handles.remove(request.handle)
-    if handle is None:
-        raise Failure("EBADF")
-    t.readahead.closed(t, handle)
-    # A process's locks went when it closed its descriptor (FLUSH). What is left belongs to the open file itself (F_OFD_SETLK),
-    # whose end the kernel tells by nothing but this.
-    owners = tuple(t.handles.locks.through(handle.place, handle.id))
-    for owner in owners:
-        t.handles.locks.flushed(handle.place, owner)
-    if handle.node is None:
-        t.by_path.released(handle.path, t.now)
-    tell_closed(t, handle)
-    t.give_back(handle, owners)
-    t.answer(call, Done())
-
-
-def tell_closed(t: Desk, handle: Handle) -> None:
-    """Reads and writes are told once per open file."""
-    if not (t.tells_opens or (handle.writes and t.tells_changes)):
-        return
-    t.note(
-        Record(
-            kind="file-closed",
-            operation="release",
-            path=t.handles.path(handle),
-            decision="allowed",
-            uid=handle.uid,
-            pid=handle.pid,
-            bytes=handle.bytes_read + handle.bytes_written,
-            count=handle.reads + handle.writes,
-            duration_usec=max(0, int((t.now - handle.opened_at) * 1e6)),
-            detail=f"read {handle.bytes_read} bytes in {handle.reads}, wrote {handle.bytes_written} bytes in {handle.writes}"
-            + (f"; a write failed with {handle.failed}" if handle.failed else ""),
-        )
-    )
 
 
 def fsync(t: Desk, call: Call, request: operations.Fsync) -> None:
@@ -288,13 +231,22 @@ def judged(t: Desk, call: Call, number: int, *, write: bool = False) -> Handle:
     return handle
 
 
-def _opened(t: Desk, call: Call, node: Node | None, path: bytes, remote: int | None, flags: int, generation: int) -> Opened:
+def _opened(t: Desk, call: Call, node: Node | None, path: bytes, remote: int | None, flags: int, generation: int) -> Handle:
     """`generation` is the one that judged it: the policy may have changed while the client opened it."""
     handle = t.handles.add(node, path, remote, flags)
     handle.generation = generation
     handle.opened_at = t.now
-    handle.uid, handle.pid = call.caller.uid, call.caller.pid
-    return Opened(handle.id)
+    caller = call.caller
+    handle.uid, handle.pid = caller.uid, caller.pid
+    return handle
+
+
+def _is_quiet(t: Desk, handle: Handle) -> bool:
+    """Whether the kernel need not tell of each close(2). Through what is only read nothing was written that could have failed;
+    but a close gives up the process's POSIX locks on the file, where it has any (fcntl(2))."""
+    if handle.flags & (_ACCMODE | _TRUNC) or handle.node is None or t.tells_everything:
+        return False
+    return not t.handles.locks.is_wanted(handle.node.id)
 
 
 def _writes(flags: int) -> bool:

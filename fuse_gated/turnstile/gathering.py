@@ -4,7 +4,7 @@ Only what the policy lets programs see is asked for, and content only of what th
 (knowing.py), and every request that uses it is judged, limited and told by itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from fuse_gated.gate import sandbox
@@ -58,15 +58,32 @@ def gather(t: "Desk", paths: Iterable[bytes], *, content: int = 0, entries: int 
         _ask(t, wanted[start : start + messages.MAX_GATHERED], content, entries)
 
 
-def _ask(t: "Desk", paths: list[bytes], content: int, entries: int) -> None:
+def gather_made(t: "Desk", path: bytes) -> Callable[[Attributes], None]:
+    """A directory is being made, and the client was asked for that: it is to watch it and to say what is in it in the same
+    breath. To be called with what the client has made: from then on the listing holds, if it is that one's."""
+    made: list[tuple[int, Attributes]] = []
+    worth_while = path not in t.gathering and t.cache.holds(split(path)[0], t.now) and may_gather(t, path)
+    if worth_while and not t.session.would_wait(0) and t.gate.list(path).errno is None:
+        _ask(t, [path], 0, GLIMPSE, made)
+    return lambda attributes: made.append((t.cache.tick, attributes))
+
+
+def _ask(
+    t: "Desk", paths: list[bytes], content: int, entries: int, made: list[tuple[int, Attributes]] | None = None
+) -> None:
     for path in paths:
         t.gathering[path] = []
-    since = t.cache.tick
+    tick = t.cache.tick
 
     def answered(results: tuple[Gathered, ...]) -> None:
         sandbox.check_gathered(results, len(paths), content, entries)
         for path, found in zip(paths, results, strict=False):
-            _take(t, path, found, since)
+            if made is None:
+                _take(t, path, found, tick)
+                continue
+            for since, attributes in made:
+                if found.attributes is not None and identity_of(found.attributes) == identity_of(attributes):
+                    _take(t, path, found, since)
         rest = paths[len(results) :] if results else []
         waiting = [(path, t.gathering.pop(path, [])) for path in paths]
         _ask_again(t, rest, waiting, content, entries)

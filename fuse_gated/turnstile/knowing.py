@@ -18,6 +18,7 @@ from fuse_gated.paths import split
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
 from fuse_gated.tree.known import Missing
+from fuse_gated.turnstile import holding
 from fuse_gated.turnstile.call import Failure
 from fuse_gated.turnstile.effects import InvalidateEntry, InvalidateInode
 from fuse_gated.wire import messages
@@ -140,7 +141,7 @@ def on_notice(t: "Desk", notice: Notice) -> None:
     if notice.overflow:
         expire_all(t)
         t.cache.clear()
-    pinned = _pinned_by_path(t)
+    pinned = holding.pinned_by_path(t)
     for index, path in enumerate(notice.paths):
         sandbox.check_path(path)
         if not notice.attributes:
@@ -156,18 +157,18 @@ def on_notice(t: "Desk", notice: Notice) -> None:
 
 
 def _show_nothing(t: "Desk", path: bytes, pinned: dict[bytes, list[Handle]]) -> None:
-    _unpin_path(path, pinned)
+    holding.unpin_path(path, pinned)
     _unkeep(t, t.inodes.find(split(path)[0]) if path else None)
     node = t.inodes.find(path)
     if node is not None:
-        unpin(t, node)
+        holding.unpin(t, node)
         t.forget_what_was_shown(node)
 
 
 def _show_anew(t: "Desk", path: bytes, attributes: Attributes | None, pinned: dict[bytes, list[Handle]]) -> None:
     """The kernel is not to go on showing what it has remembered."""
     if attributes is not None:
-        _unpin_path(path, pinned)
+        holding.unpin_path(path, pinned, attributes)
     node = t.inodes.find(path)
     if node is None:
         parent = t.inodes.find(split(path)[0]) if path else None
@@ -178,11 +179,20 @@ def _show_anew(t: "Desk", path: bytes, attributes: Attributes | None, pinned: di
         return
     if attributes is None or (node.identity is not None and node.identity != identity_of(attributes)):
         _unkeep(t, node.parent)
-        t.forget_what_was_shown(node)
+        holding.undraft(t, node)
+        _forget(t, node)
         return
-    unpin(t, node)
+    holding.unpin(t, node, attributes)
     _unkeep(t, node)
     t.effects.append(InvalidateInode(node.id, pages=attributes.mode & _TYPE == _REGULAR))
+
+
+def _forget(t: "Desk", node: Node) -> None:
+    """Its name is gone, or another file's. Of what is only open here nobody else may have the content that the kernel has."""
+    is_left = any(t.handle(number).remote < 0 for number in node.handles)
+    if is_left:
+        node.kept = -1
+    t.forget_what_was_shown(node, pages=not is_left)
 
 
 def _unkeep(t: "Desk", node: Node | None, *, everywhere: bool = False) -> None:
@@ -202,44 +212,6 @@ def _unkeep(t: "Desk", node: Node | None, *, everywhere: bool = False) -> None:
         t.effects.append(InvalidateInode(node.id))
 
 
-def written(t: "Desk", handle: Handle) -> None:
-    """A file was changed through this handle."""
-    path = t.handles.path(handle)
-    t.cache.changes(path)
-    t.readahead.wrote(t, handle)
-    changed_here(t, handle.node, path)
-
-
-def changed_here(t: "Desk", node: Node | None, path: bytes) -> None:
-    """A file's content was changed through the mount: what was known of it before holds for nobody who has it open."""
-    if node is None:
-        _unpin_path(path, _pinned_by_path(t))
-        return
-    for name in filter(None, map(t.inodes.get, (node.id, *t.siblings(node)))):
-        unpin(t, name)
-
-
-def unpin(t: "Desk", node: Node) -> None:
-    """What was opened by what was known of it, or read ahead, is read from the client from now on."""
-    t.readahead.changed(t, node.identity)
-    for number in node.handles:
-        t.handle(number).pinned = None
-
-
-def _unpin_path(path: bytes, pinned: dict[bytes, list[Handle]]) -> None:
-    """The same of what has no node, because its driver names it by its path."""
-    for handle in pinned.pop(path, ()):
-        handle.pinned = None
-
-
-def _pinned_by_path(t: "Desk") -> dict[bytes, list[Handle]]:
-    pinned: dict[bytes, list[Handle]] = {}
-    for handle in t.handles if t.cache.room else ():
-        if handle.node is None and handle.pinned is not None:
-            pinned.setdefault(handle.path, []).append(handle)
-    return pinned
-
-
 def expire_all(t: "Desk", *, names: bool = True) -> None:
     """The kernel is to ask again before it uses what it has remembered: nobody tells us of changes any more. What it holds of
     files' content it keeps only while they are the same (FUSE_AUTO_INVAL_DATA). `names`: those too, which takes locks in the
@@ -256,7 +228,7 @@ def expire_all(t: "Desk", *, names: bool = True) -> None:
         if parent is not None:
             t.effects.append(InvalidateEntry(parent.id, split(path)[1]))
     for handle in t.handles:
-        handle.pinned = None
+        handle.pinned = handle.draft = None
 
 
 def has_moved(t: "Desk", node: Node | None) -> None:
@@ -271,7 +243,7 @@ def settle(t: "Desk") -> None:
     more the client need not watch, and the kernel must not count on it."""
     if not t.cache.settle():
         return
-    pinned = _pinned_by_path(t)
+    pinned = holding.pinned_by_path(t)
     news, t.cache.news = t.cache.news, []
     for path, attributes in news:
         _show_anew(t, path, attributes, pinned)
@@ -282,7 +254,7 @@ def settle(t: "Desk") -> None:
             _unwatch(t, tuple(unwatched[start : start + messages.MAX_GATHERED]))
     beneath = {path for path, _names in evicted}
     for path in [path for path in pinned if split(path)[0] in beneath]:
-        _unpin_path(path, pinned)
+        holding.unpin_path(path, pinned)
     for path, names in evicted:
         directory = t.inodes.find(path)
         if directory is None:
@@ -293,7 +265,7 @@ def settle(t: "Desk") -> None:
             node = directory.children.get(name)
             if node is not None:
                 t.effects.append(InvalidateInode(node.id, pages=False))
-                unpin(t, node)
+                holding.unpin(t, node)
             t.effects.append(InvalidateEntry(directory.id, name, expire=True))
 
 
@@ -304,11 +276,3 @@ def _unwatch(t: "Desk", paths: tuple[bytes, ...]) -> None:
             t.cache.evict(path)
 
     t.ask_aside(messages.Unwatch(paths), ended)
-
-
-def is_followed(t: "Desk", handle: Handle) -> bool:
-    """Whether the client would tell of a change: it watches the name, and that is still this file's."""
-    if handle.node is None or t.gate.tenant.cache.mode != "watched":
-        return False
-    known = t.cache.attributes(t.handles.path(handle), t.now)
-    return isinstance(known, Attributes) and identity_of(known) == handle.node.identity

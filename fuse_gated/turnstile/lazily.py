@@ -67,12 +67,13 @@ def ask(
     def not_opened(errno: str) -> None:
         if not t.goes_on(call):
             return
-        pinned = handle.pinned
-        if isinstance(arguments, messages.Getattr) and pinned is not None:
-            # It has no name any more, and nobody else can say what it was.
-            answered(msgspec.structs.replace(pinned[0], nlink=0))
-        else:
-            t.fail(call, errno)
+        found = _as_it_was(handle, arguments) if errno == "ESTALE" else None
+        try:
+            if found is None:
+                raise Failure(errno)
+            answered(found)
+        except Failure as failure:
+            t.fail(call, failure.errno)
 
     t.wait(call)
     open_at_client(t, handle, opened, not_opened)
@@ -85,7 +86,7 @@ def open_at_client(t: "Desk", handle: Handle, opened: Callable[[], None], not_op
         return
     node, path = handle.node, t.handles.path(handle)
     if node is not None and t.inodes.gone(node):
-        _ended(handle, "ESTALE")
+        _is_gone(t, handle, path)
         return
     arguments = _opening(handle, path)
 
@@ -98,10 +99,16 @@ def open_at_client(t: "Desk", handle: Handle, opened: Callable[[], None], not_op
             _ended(handle, "")
             return
         t.close(result.handle, directory=handle.directory)
-        _ended(handle, "ESTALE" if is_open else "EBADF")
+        if is_open:
+            _is_gone(t, handle, path)
+        else:
+            _ended(handle, "EBADF")
 
     def failed(errno: str) -> None:
-        _ended(handle, "ESTALE" if errno == "ENOENT" else errno)
+        if errno == "ENOENT":
+            _is_gone(t, handle, path)
+        else:
+            _ended(handle, errno)
 
     number = t.session.lasting_id(handle.id)
     if t.session.known(number) is not None:
@@ -180,6 +187,24 @@ def _opening(handle: Handle, path: bytes) -> Arguments:
 def _is_same(handle: Handle, attributes: Attributes) -> bool:
     identity = handle.identity if handle.node is None else handle.node.identity
     return identity is None or identity == identity_of(attributes)
+
+
+def _as_it_was(handle: Handle, arguments: Arguments) -> Any:
+    """What the client would say of a file that has lost its name before it was opened there; None where nobody can say."""
+    if handle.was is None:
+        return None
+    attributes, content = handle.was
+    if isinstance(arguments, messages.Getattr):
+        return msgspec.structs.replace(attributes, nlink=0)
+    if isinstance(arguments, messages.Read) and content is not None:
+        return memoryview(content)[arguments.offset : arguments.offset + arguments.size]
+    return None
+
+
+def _is_gone(t: "Desk", handle: Handle, path: bytes) -> None:
+    """It has another name, or none. Whoever opens the next file of that name is to be sure of it."""
+    t.contested.add(t.now, path)
+    _ended(handle, "ESTALE")
 
 
 def _ended(handle: Handle, errno: str) -> None:

@@ -10,13 +10,15 @@ from fuse_gated.tree.inodes import Inodes, Node
 from fuse_gated.tree.journal import AnyRow, Asked, Interrupted, Known, Moving, Row, Settled
 from fuse_gated.turnstile.leftovers import Leftovers
 from fuse_gated.turnstile.owing import Owing
+from fuse_gated.turnstile.unlocking import OPERATION as UNLOCKING
+from fuse_gated.turnstile.unlocking import Unlocks
 
 
 class Ledger:
     """The tree, what the client said last of its root and of its filesystem, and the move that the kernel may not have finished
     (climbing.py)."""
 
-    def __init__(self, inodes: Inodes, handles: Handles, ahead: Owing) -> None:
+    def __init__(self, inodes: Inodes, handles: Handles, ahead: Owing, unlocks: Unlocks) -> None:
         self.known = Known(None, None)
         self.unfinished: list[tuple[Node, int]] = []
         """Directories that the kernel may still be moving, and how deep they lay."""
@@ -32,6 +34,7 @@ class Ledger:
         """Those of them whose callers got a signal."""
         self.leftovers = Leftovers()
         self.ahead = ahead
+        self.unlocks = unlocks
         self._inodes = inodes
         self._handles = handles
         self._locks = handles.locks
@@ -42,9 +45,11 @@ class Ledger:
     def changed(self) -> bool:
         """Whether `rows` has anything to tell."""
         inodes = self._inodes
-        tree = inodes.again or inodes.changed or self._handles.changed or self._locks.changes
-        writes = self.ahead.changed or self.leftovers.changed
-        return bool(tree) or writes or self.known is not self._told_known or not self._told_moving
+        if self._handles.changed or inodes.again or inodes.changed or self._locks.changes:
+            return True
+        if self.ahead.changed or self.unlocks.changed or self.leftovers.changed:
+            return True
+        return self.known is not self._told_known or not self._told_moving
 
     def rows(self, request: int = 0, answer: Answer | None = None) -> tuple[Row, ...]:
         """What has changed since the last call, and the answer to the request that brought it about."""
@@ -54,8 +59,9 @@ class Ledger:
             rows.append(self.known)
         if not self._told_moving:
             rows.append(self._moving())
-        rows += self.leftovers.rows()
-        rows += self.ahead.rows()
+        for table in (self.leftovers, self.ahead, self.unlocks):
+            if table.changed:
+                rows += table.rows()
         kept = journal.kept(request, answer) if answer is not None else None
         return (*rows, kept) if kept is not None else tuple(rows)
 
@@ -70,6 +76,7 @@ class Ledger:
             yield Interrupted(request)
         yield from self.leftovers.everything()
         yield from self.ahead.everything()
+        yield from self.unlocks.everything()
         for request, answer in self.owed.items():
             row = journal.kept(request, answer)
             assert row is not None
@@ -87,7 +94,9 @@ class Ledger:
         self.leftovers.restore(restored.given_up)
         if not restored.owed.keys().isdisjoint(restored.given_up):
             raise ValueError("a request that is owed and given up")
-        self.ahead.restore(restored.owed.values(), self._handles)
+        owed = restored.owed.values()
+        self.ahead.restore([row for row in owed if row.operation != UNLOCKING], self._handles)
+        self.unlocks.restore([row for row in owed if row.operation == UNLOCKING], self._handles)
         self.asked_bytes = sum(map(len, restored.asked.values()))
         if restored.known is not None:
             self.known = self._told_known = restored.known

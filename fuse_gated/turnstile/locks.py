@@ -9,9 +9,11 @@ from typing import Final
 
 from fuse_gated import operations
 from fuse_gated.gate import sandbox
-from fuse_gated.operations import Done, Lock
+from fuse_gated.operations import Attributes, Done, Lock
 from fuse_gated.tree.handles import Handle
-from fuse_gated.turnstile import knowing
+from fuse_gated.tree.inodes import identity_of
+from fuse_gated.tree.known import look_alike
+from fuse_gated.turnstile import holding, knowing, unlocking
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.turnstile.effects import InvalidateInode
@@ -37,24 +39,25 @@ def getlk(t: Desk, call: Call, request: operations.Getlk) -> None:
 
 def setlk(t: Desk, call: Call, request: operations.Setlk) -> None:
     handle = _judged(t, call, request)
-    if request.type == _UNLOCK and not request.flock and not t.handles.locks.has(handle.place, request.owner):
+    gives_up = request.type == _UNLOCK
+    if gives_up and not request.flock and not t.handles.locks.has(handle.place, request.owner):
         # libfuse gives up locks at every close, whether there are any or not.
         t.answer(call, Done())
         return
+    if unlocking.gives_up(t, call, handle, request):
+        t.handles.locks.changed(handle.place, request)
+        t.answer(call, Done())
+        return
     wait = _milliseconds(t) if request.wait else 0
+    if not request.flock:
+        t.handles.locks.wants(handle.place)
 
-    def answered(_result: None) -> None:
+    def answered(attributes: Attributes | None) -> None:
         if not request.flock:
             t.handles.locks.changed(handle.place, request)
-        if request.type != _UNLOCK:
-            t.readahead.wrote(t, handle)
-            handle.pinned = None
-        if handle.node is not None and request.type != _UNLOCK:
-            # Who holds the lock must see what the last holder wrote, on whichever side it was.
-            t.cache.changes(t.handles.path(handle))
-            knowing.unpin(t, handle.node)
-            t.effects.append(InvalidateInode(handle.node.id, pages=False))
-        t.answer(call, Done())
+        if not gives_up:
+            _is_current(t, handle, attributes)
+        t.answer(call, Done(), in_order=not gives_up)
 
     def failed(errno: str) -> None:
         if errno != "EAGAIN" or not request.wait:
@@ -69,8 +72,32 @@ def setlk(t: Desk, call: Call, request: operations.Setlk) -> None:
         else:
             t.hold(call, _ASK_AGAIN)
 
-    arguments = messages.Setlk(handle.remote, request.owner, request.start, request.end, request.type, request.flock, wait)
-    t.ask(call, arguments, answered, failed)
+    asks = not gives_up and handle.node is not None and t.cache.room > 0 and t.gate.tenant.cache.mode == "watched"
+    place = (handle.remote, request.owner, request.start, request.end, request.type, request.flock)
+    t.ask(call, messages.Setlk(*place, wait, asks), answered, failed)
+
+
+def _is_current(t: Desk, handle: Handle, attributes: Attributes | None) -> None:
+    """Who holds the lock must see what the last holder wrote, on whichever side it was. What the kernel remembers of the file is
+    asked for again; `attributes`, where the client has said what it is like now, will do for the answer. Its pages go as well,
+    unless it is as it was: what is mapped (mmap(2)) nobody asks for."""
+    t.readahead.wrote(t, handle)
+    handle.pinned = None
+    node = handle.node
+    if node is None:
+        return
+    path = t.handles.path(handle)
+    before = t.cache.attributes(path, t.now)
+    since = t.cache.changes(path)
+    holding.unpin(t, node)
+    t.effects.append(InvalidateInode(node.id, pages=False))
+    if attributes is None:
+        return
+    sandbox.check_attributes(attributes)
+    if node.identity == identity_of(attributes):
+        knowing.saw_open(t, path, attributes, since)
+    if not (isinstance(before, Attributes) and look_alike(before, attributes)):
+        t.effects.append(InvalidateInode(node.id))
 
 
 def _judged(t: Desk, call: Call, request: operations.Getlk | operations.Setlk) -> Handle:

@@ -1,4 +1,4 @@
-"""Operations on names: lookup, making, removing, renaming and linking."""
+"""Operations on names that there are: lookup, removing and renaming."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ from fuse_gated.operations import Attributes, Data, Done, Entry
 from fuse_gated.paths import NAME_MAX, is_safe_name, join, split
 from fuse_gated.tree.by_path import is_hidden_name
 from fuse_gated.tree.inodes import Node, identity_of
-from fuse_gated.turnstile import climbing, gathering, knowing, lazily
+from fuse_gated.turnstile import climbing, contested, gathering, knowing, lazily
 from fuse_gated.turnstile.attributes import shown
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
@@ -19,20 +19,22 @@ from fuse_gated.wire import messages
 _DIRECTORY: Final = 0o040000
 _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
-_TARGET_MAX: Final = 4095
 
 LOOKUP_VALID: Final = 0.001
 """Seconds for which the attributes of a LOOKUP are valid: so that the GETATTR of the same stat(2) need not ask again. The
 kernel rounds it up to its clock's tick. Taking a lock ends it (locks.py)."""
 
+MOST_LOOKS: Final = 16
+"""Times that one LOOKUP asks the client, if others find another file by that name each time."""
+
 _LINK_LEAVES: Final = Verdict("EACCES", "symlinks", "the link's target leaves the export")
 
 
-def path_of(t: Desk, parent: operations.Node, name: bytes) -> bytes:
-    """The path of a name in a directory. Raises Failure for a name that is none."""
+def path_of(t: Desk, parent: operations.Node, name: bytes, place: bytes | None = None) -> bytes:
+    """The path of a name in a directory, which may be said to lie in `place`. Raises Failure for a name that is none."""
     if not is_safe_name(name):
         raise Failure("ENAMETOOLONG" if len(name) > NAME_MAX else "EINVAL")
-    path = join(t.place(parent), name)
+    path = join(t.place(parent) if place is None else place, name)
     if len(path) > MAX_PATH:
         raise Failure("ENAMETOOLONG")
     return path
@@ -56,13 +58,9 @@ def entry_of(t: Desk, parent: operations.Node, name: bytes, path: bytes, attribu
     return Entry(node.id, visible, named, valid)
 
 
-def owner_of(t: Desk, call: Call) -> messages.Owner | None:
-    """Who shall own what is made: the caller where ownership is passed through, else the client's user."""
-    return messages.Owner(call.caller.uid, call.caller.gid) if t.passes_ownership else None
-
-
 def lookup(t: Desk, call: Call, request: operations.Lookup) -> None:
-    path = path_of(t, request.parent, request.name)
+    place, looks = contested.place_of(t, call, request.parent) if t.contested else None, 0
+    path = path_of(t, request.parent, request.name, place)
     verdict = t.gate.see(path)
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
@@ -73,12 +71,43 @@ def lookup(t: Desk, call: Call, request: operations.Lookup) -> None:
         gathering.wait(t, call, parent)
         return
 
+    def look() -> None:
+        if not (t.contested and contested.opens(t, call, path, opened, failed, ask)):
+            ask()
+
+    def ask() -> None:
+        t.ask(call, messages.Getattr(path), answered, failed)
+
     def answered(attributes: Attributes) -> None:
+        if not crosses(attributes):
+            t.answer(call, entry(attributes))
+
+    def opened(result: messages.OpenedFile, directory: bool) -> None:
+        if crosses(result.attributes):
+            t.close(result.handle, directory=directory)
+            return
+        found = entry(result.attributes)
+        contested.hold(t, found.node, result, directory=directory)
+        t.answer(call, found)
+
+    def crosses(attributes: Attributes) -> bool:
+        """Whether the name has become another file's by another request, maybe after the client had looked: it looks again."""
+        nonlocal before, looks
         now = child_of(t, request.parent, request.name)
-        if now is not None and now is not before and now.identity != identity_of(attributes):
-            # The name became another file's by a request of our own, after the client had looked: the kernel asks again.
+        if now is None or now is before or now.identity == identity_of(attributes):
+            return False
+        before, looks = now, looks + 1
+        if looks == MOST_LOOKS:
             raise Failure("ESTALE")
-        t.answer(call, entry_of(t, request.parent, request.name, path, attributes))
+        look()
+        return True
+
+    def entry(attributes: Attributes) -> Entry:
+        found = entry_of(t, request.parent, request.name, path, attributes)
+        if t.contested:
+            t.contested.looked_up(t.now, path, call.caller.pid)
+        # Of what lies in a directory that has lost its name no notice tells.
+        return found if place is None else Entry(found.node, found.attributes, 0.0, LOOKUP_VALID)
 
     def failed(errno: str) -> None:
         if errno == "ENOENT" and before is not None and child_of(t, request.parent, request.name) is before:
@@ -89,7 +118,7 @@ def lookup(t: Desk, call: Call, request: operations.Lookup) -> None:
         t.fail(call, errno)
 
     misses = t.cache.misses
-    t.ask(call, messages.Getattr(path), answered, failed)
+    look()
     if t.cache.misses != misses:
         t.prefetch.missed(t, parent)
 
@@ -117,43 +146,6 @@ def readlink(t: Desk, call: Call, request: operations.Readlink) -> None:
         raise Failure("ESTALE" if node is not None and node.lost else errno)
 
     t.ask(call, messages.Readlink(path), answered, failed)
-
-
-def symlink(t: Desk, call: Call, request: operations.Symlink) -> None:
-    if not request.target or len(request.target) > _TARGET_MAX:
-        raise Failure("ENAMETOOLONG" if request.target else "ENOENT")
-    path = path_of(t, request.parent, request.name)
-    arguments = messages.Symlink(path, request.target, owner_of(t, call))
-    _make(t, call, request.parent, request.name, path, arguments)
-
-
-def mknod(t: Desk, call: Call, request: operations.Mknod) -> None:
-    path = path_of(t, request.parent, request.name)
-    arguments = messages.Mknod(path, request.mode, request.rdev, owner_of(t, call))
-    _make(t, call, request.parent, request.name, path, arguments)
-
-
-def mkdir(t: Desk, call: Call, request: operations.Mkdir) -> None:
-    path = path_of(t, request.parent, request.name)
-    arguments = messages.Mkdir(path, request.mode & 0o7777, owner_of(t, call))
-    _make(t, call, request.parent, request.name, path, arguments)
-
-
-def _make(t: Desk, call: Call, parent: operations.Node, name: bytes, path: bytes, arguments: messages.Arguments) -> None:
-    verdict = t.gate.create(path)
-    if verdict.errno is not None:
-        raise t.refused(call, verdict, path)
-    if t.tells_changes:
-        t.announce(call, path, rule=verdict.rule)
-
-    since = t.cache.renames(path)
-
-    def answered(attributes: Attributes) -> None:
-        sandbox.check_attributes(attributes)
-        t.cache.changed(path, attributes, since)
-        t.answer(call, entry_of(t, parent, name, path, attributes))
-
-    t.ask(call, arguments, answered)
 
 
 def unlink(t: Desk, call: Call, request: operations.Unlink) -> None:
@@ -277,35 +269,6 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
         go_on()
     else:
         lazily.before_it_goes(t, call, replaced, new_path, go_on)
-
-
-def link(t: Desk, call: Call, request: operations.Link) -> None:
-    target, path, node = t.target(request.node)
-    new_path = path_of(t, request.new_parent, request.new_name)
-    if (node is not None and t.inodes.gone(node)) or (node is None and isinstance(target, int)):
-        # Giving a name back to a file that has none would grant at the new name what the old one denied.
-        raise Failure("ENOENT")
-    verdict = t.gate.link(path, new_path)
-    if verdict.errno is not None:
-        raise t.refused(call, verdict, path, new_path)
-    if t.tells_changes:
-        t.announce(call, path, new_path, rule=verdict.rule)
-
-    since = t.cache.renames(new_path)
-    t.cache.changes(path)
-
-    def answered(attributes: Attributes) -> None:
-        # The old name's link count has changed too.
-        sandbox.check_attributes(attributes)
-        t.cache.changes(path)
-        t.cache.changed(new_path, attributes, since)
-        siblings = [*t.siblings(node), *([node.id] if node is not None else [])]
-        entry = entry_of(t, request.new_parent, request.new_name, new_path, attributes)
-        if node is not None:
-            t.inodes.has_links(node, attributes)
-        t.answer_change(call, entry, siblings)
-
-    t.ask(call, messages.Link(target, new_path), answered)
 
 
 def child_of(t: Desk, parent: operations.Node, name: bytes) -> Node | None:

@@ -11,6 +11,7 @@ from fuse_gated.turnstile.call import Failure
 from fuse_gated.turnstile.effects import InvalidateEntry, InvalidateInode
 from fuse_gated.turnstile.limits import Limits
 from fuse_gated.turnstile.telling import Telling
+from fuse_gated.turnstile.unlocking import Unlocks
 
 MAX_PATH: Final = 2**20
 """Bytes in a path: two of them fit a message. No file system stops directories from being nested deeper."""
@@ -27,6 +28,10 @@ class Naming(Telling):
         self.handles = Handles(self.inodes)
         self.by_path = ByPath(self.handles)
         """What takes the nodes' part where the driver names them by path."""
+        self.unlocks = Unlocks()
+        """Locks that callers were told to have given up, and the client has not said so (unlocking.py)."""
+        self.syncs_by_path = True
+        """Whether the client is thought to sync a directory that it has not opened (directories.py)."""
         self._pruned_at = 0
 
     def node(self, number: operations.Node) -> Node | None:
@@ -80,6 +85,9 @@ class Naming(Telling):
         path, gone = self.inodes.where(node)
         if len(path) > MAX_PATH:
             raise Failure("ENAMETOOLONG")
+        held = self.handles.held_on(node, directory=False) if handle is None and self.handles.held else None
+        if held is not None:
+            return self.handles.releasing[held].remote, path, node
         if handle is not None:
             return handle.remote, path, node
         if gone:
@@ -108,11 +116,11 @@ class Naming(Telling):
             path = self.handles.path(handle)  # A driver without nodes names what is open by its handle alone.
         return path if path is None or parent is None else join(path, getattr(request, "name", b""))
 
-    def forget_what_was_shown(self, node: Node) -> None:
+    def forget_what_was_shown(self, node: Node, *, pages: bool = True) -> None:
         """The kernel is to look it up anew."""
         if node.parent is not None and not node.lost:
             self.effects.append(InvalidateEntry(node.parent.id, node.name))
-        self.effects.append(InvalidateInode(node.id))
+        self.effects.append(InvalidateInode(node.id, pages=pages))
 
     def forget_all(self) -> None:
         """The policy may have changed while nobody served the mount: the kernel is to ask again for everything."""

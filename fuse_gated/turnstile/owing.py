@@ -3,7 +3,7 @@ of it there may be."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -31,6 +31,7 @@ _LAST_REQUEST: Final = 2**61
 """The kernel's numbers are below (wire/session.py)."""
 
 Arguments = messages.Write | messages.Setattr
+_Kind = TypeVar("_Kind", bound=messages.Arguments)
 
 
 class Change:
@@ -182,7 +183,7 @@ class Owing(News):
                 raise ValueError(f"a change by request {row.request}")
             if row.at < 0 or not 0 <= row.size <= MAX_DATA or row.at + row.size > self.room:
                 raise ValueError(f"a change of {row.size} bytes at {row.at}")
-            arguments, handle = _decoded(row), handles.get(row.handle)
+            arguments, handle = _changing(row), handles.get(row.handle)
             if handle is not None and handle.remote != remote_of(arguments):
                 raise ValueError(f"a change through handle {row.handle}, which is another one")
             path = row.path if handle is None else handles.path(handle)
@@ -207,11 +208,19 @@ def remote_of(arguments: Arguments) -> int:
     return target
 
 
-def _decoded(row: Owed) -> Arguments:
+def decoded(row: Owed, kind: type[_Kind]) -> _Kind:
+    """What the client was asked. Raises ValueError where it is something else."""
     try:
         arguments = codec.decode_arguments(Asked(row.request, row.operation, msgspec.Raw(row.arguments)))
     except ProtocolError as error:
         raise ValueError(str(error)) from None
+    if isinstance(arguments, kind):
+        return arguments
+    raise ValueError(f"a change by {row.operation!r}")
+
+
+def _changing(row: Owed) -> Arguments:
+    arguments = decoded(row, messages.Arguments)
     if isinstance(arguments, messages.Write) or (isinstance(arguments, messages.Setattr) and isinstance(arguments.target, int)):
         return arguments
     raise ValueError(f"a change by {row.operation!r}")

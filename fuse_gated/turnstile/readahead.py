@@ -17,7 +17,7 @@ from fuse_gated.gate import sandbox
 from fuse_gated.operations import Attributes
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Identity, identity_of
-from fuse_gated.turnstile import bounds, knowing
+from fuse_gated.turnstile import bounds, holding
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.readers import CHUNK, FIRST_WINDOW, Chunk, File, Reader
 from fuse_gated.wire import messages
@@ -150,7 +150,7 @@ class Readahead:
         t.wait(call)
 
     def _holds(self, t: "Desk", reader: Reader, chunk: Chunk, came: float) -> bool:
-        return came <= chunk.asked + bounds.BELIEVED or (chunk.followed and knowing.is_followed(t, reader.handle))
+        return came <= chunk.asked + bounds.BELIEVED or (chunk.followed and holding.is_followed(t, reader.handle))
 
     # Asking.
 
@@ -177,7 +177,7 @@ class Readahead:
             self._ask(t, file, reader)
 
     def _ask(self, t: "Desk", file: File, reader: Reader) -> None:
-        followed = knowing.is_followed(t, reader.handle)
+        followed = holding.is_followed(t, reader.handle)
         chunk = Chunk(t.session.own_id(), reader.ahead, t.now, followed=followed)
         reader.chunks.append(chunk)
         reader.ahead = chunk.end

@@ -15,7 +15,7 @@ from fuse_gated.gate.audit import Record
 from fuse_gated.operations import Count
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node
-from fuse_gated.turnstile import knowing
+from fuse_gated.turnstile import holding, ordering
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.owing import Change, key_of
 from fuse_gated.wire import messages
@@ -42,7 +42,8 @@ def unmake(t: "Desk", node: Node | None) -> None:
     if node is not None:
         for name in (node, *filter(None, map(t.inodes.get, t.siblings(node)))):
             for number in name.handles:
-                t.handle(number).made = None
+                handle = t.handle(number)
+                handle.made = handle.draft = None
 
 
 def ask(t: "Desk", change: Change, data: memoryview) -> None:
@@ -114,6 +115,7 @@ def _settled(t: "Desk", change: Change, count: int) -> None:
         if earlier.short:
             # Nobody has told why, and it cannot be made good: what came after it is done.
             _over(t, earlier)
+            unmake(t, earlier.handle.node if earlier.handle is not None else None)
             _blame(t, earlier, "EIO")
             _note_failure(t, earlier, "EIO")
             _go_on(t, earlier)
@@ -133,6 +135,7 @@ def failed(t: "Desk", change: Change, errno: str, *, sure: bool = True) -> None:
     rest = [other for other in t.ahead.of(change.key) if not (other is change or change.doomed)]
     _over(t, change)
     handle = change.handle
+    unmake(t, handle.node if handle is not None else None)
     if change.kept and errno in _TRY_AGAIN:
         # Whoever hears that tries again, and hears nothing more of what was not done.
         errno = "EIO"
@@ -188,10 +191,9 @@ def _over(t: "Desk", change: Change) -> None:
     t.cache.let_go(change.key[1])
     handle = change.handle
     if handle is not None and t.handles.get(handle.id) is handle:
-        knowing.written(t, handle)
+        holding.written(t, handle)
     t.cache.changes(change.path if handle is None else t.handles.path(handle))
-    if not t.ahead:
-        t.session.after = None
+    ordering.adjust(t)
 
 
 def wait(t: "Desk", call: Call, change: Change) -> None:
@@ -231,7 +233,7 @@ def acknowledge(t: "Desk", change: Change, call: Call, count: int) -> None:
         unmake(t, handle.node)
     handle.writes += 1
     handle.bytes_written += count
-    knowing.written(t, handle)
+    holding.written(t, handle)
     t.answer_change(call, Count(count), t.siblings(handle.node), contents=True)
 
 

@@ -7,7 +7,7 @@ import msgspec
 
 from fuse_gated import operations
 from fuse_gated.operations import Request
-from fuse_gated.turnstile import attributes, directories, files, locks, names, writing
+from fuse_gated.turnstile import attributes, closing, directories, files, locks, making, names, writing
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.desk import Desk
 
@@ -28,19 +28,19 @@ TABLE: Final[dict[type[Request], Row]] = {
     operations.Getattr: Row("getattr", "other", False, attributes.getattr_),
     operations.Setattr: Row("setattr", "other", True, attributes.setattr_),
     operations.Readlink: Row("readlink", "other", True, names.readlink),
-    operations.Symlink: Row("symlink", "other", True, names.symlink),
-    operations.Mknod: Row("mknod", "other", True, names.mknod),
-    operations.Mkdir: Row("mkdir", "other", True, names.mkdir),
+    operations.Symlink: Row("symlink", "other", True, making.symlink),
+    operations.Mknod: Row("mknod", "other", True, making.mknod),
+    operations.Mkdir: Row("mkdir", "other", True, making.mkdir),
     operations.Unlink: Row("unlink", "other", True, names.unlink),
     operations.Rmdir: Row("rmdir", "other", True, names.rmdir),
     operations.Rename: Row("rename", "other", True, names.rename),
-    operations.Link: Row("link", "other", True, names.link),
+    operations.Link: Row("link", "other", True, making.link),
     operations.Open: Row("open", "other", True, files.open_),
     operations.Create: Row("create", "other", True, files.create),
     operations.Read: Row("read", "read", False, files.read),
     operations.Write: Row("write", "write", False, writing.write),
-    operations.Flush: Row("flush", "", False, files.flush),
-    operations.Release: Row("release", "", False, files.release),
+    operations.Flush: Row("flush", "", False, closing.flush),
+    operations.Release: Row("release", "", False, closing.release),
     operations.Fsync: Row("fsync", "other", False, files.fsync),
     operations.Opendir: Row("opendir", "other", True, directories.opendir),
     operations.Readdir: Row("readdir", "other", True, directories.readdir),

@@ -15,7 +15,7 @@ from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Caller, Failed, Request
 from fuse_gated.tree.journal import AnyRow
-from fuse_gated.turnstile import ahead, climbing, knowing, lazily
+from fuse_gated.turnstile import ahead, climbing, contested, knowing, lazily
 from fuse_gated.turnstile.call import Call, Failure, waits_for_lock
 from fuse_gated.turnstile.effects import Answer, Close
 from fuse_gated.turnstile.limiting import Limiting
@@ -57,20 +57,21 @@ class Turnstile(Limiting):
         if row is None:
             self._without_answer(number, request)
             return
-        if self.ledger.unfinished:
+        ledger = self.ledger
+        if ledger.unfinished:
             climbing.look_for_end(self, request)
         call = Call(number, caller, request, row.name, now)
         self._calls[number] = call
         self.statistics.operations += 1
-        call.before = bool(self.ledger.before) and self.ledger.came_before(number)
+        if ledger.before:
+            call.before = ledger.came_before(number)
         if self._lost:
             # Who has just been told so may be the kernel, which then looks a name up anew for the same caller.
             self.fail(call, "ENOTCONN" if self.outage is None else ERRNO)
             return
-        owed = self.ledger.owed
-        if owed and number in owed:
+        if ledger.owed and number in ledger.owed:
             # It was done by a process that ended before the kernel took its answer.
-            self.answer(call, owed.pop(number))
+            self.answer(call, ledger.owed.pop(number))
             return
         if self.ahead and ahead.came_again(self, call):
             return
@@ -208,7 +209,7 @@ class Turnstile(Limiting):
     def next_due(self, now: float) -> float | None:
         """When `tick` is to be called next; None if nothing is waited for. Deadlines are looked at four times a second."""
         due = now + _TICK if self.session.busy else None
-        for queue in (self._held, self._grace, self.lingering, ((self.readahead.due,),)):
+        for queue in (self._held, self._grace, self.lingering, ((self.readahead.due,),), ((self.handles.due,),)):
             first = queue[0][0] if queue else 0.0
             if first:
                 due = first if due is None else min(first, due)
@@ -244,8 +245,8 @@ class Turnstile(Limiting):
                 self.fail(call, "EINTR")
             elif self.outage is not None or call.waits:
                 self.fail(call, "EINTR")
-        if self.lingering:
-            lazily.look_after(self)
+        lazily.look_after(self)
+        contested.look_after(self)
         if 0.0 < self.readahead.due <= now:
             self.readahead.rest(self)
         clogged = self.session.clogged

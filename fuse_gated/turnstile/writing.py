@@ -6,7 +6,7 @@ from fuse_gated import operations
 from fuse_gated.gate import sandbox
 from fuse_gated.operations import Count, Done
 from fuse_gated.tree.handles import Handle
-from fuse_gated.turnstile import ahead, knowing, settling
+from fuse_gated.turnstile import ahead, holding, settling
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.turnstile.files import judged
@@ -34,7 +34,7 @@ def write(t: Desk, call: Call, request: operations.Write) -> None:
     data = memoryview(bytes(request.data) if t.session.would_wait(size) else request.data)
 
     def answered(count: int) -> None:
-        knowing.written(t, handle)
+        holding.written(t, handle)
         sandbox.check_count(count, size)
         handle.writes += 1
         handle.bytes_written += count
@@ -65,7 +65,7 @@ def fallocate(t: Desk, call: Call, request: operations.Fallocate) -> None:
     settling.unmake(t, handle.node)
 
     def answered(_result: None) -> None:
-        knowing.written(t, handle)
+        holding.written(t, handle)
         handle.writes += 1
         t.answer_change(call, Done(), t.siblings(handle.node), contents=True)
 
@@ -84,7 +84,7 @@ def copy_file_range(t: Desk, call: Call, request: operations.CopyFileRange) -> N
     settling.unmake(t, target.node)
 
     def answered(count: int) -> None:
-        knowing.written(t, target)
+        holding.written(t, target)
         sandbox.check_count(count, length)
         source.reads += 1
         source.bytes_read += count

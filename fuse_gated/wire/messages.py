@@ -60,7 +60,7 @@ class Terms(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What the server answers: the session's name, the secret that resumes it, its limits and the path it is mounted at.
     `max_in_flight` requests and `max_bytes_in_flight` bytes are what the client may have to hold at once. `resumed`: the
     session of the offer's `resume` goes on. `grace`: seconds that the server keeps it for a client that is away. `driver` is what
-    serves it there: kernel, libfuse, or network, with which there is no mount."""
+    serves it there: kernel, libfuse, network (there is no mount), or local (a copy is in its place)."""
 
     session: str
     resume: bytes
@@ -300,8 +300,11 @@ class Releasedir(Arguments, frozen=True, gc=False):
 
 
 class Fsyncdir(Arguments, frozen=True, gc=False):
+    """With `path`, of the directory that has it now; `handle` is 0 then, which none is. It need not be opened for that alone."""
+
     handle: int
     data_only: bool
+    path: bytes | None = None
 
 
 class Statfs(Arguments, frozen=True, gc=False):
@@ -374,7 +377,8 @@ class Getlk(Arguments, frozen=True, gc=False):
 
 class Setlk(Arguments, frozen=True, gc=False):
     """Takes or gives up a POSIX lock of `owner`, or with `flock` the flock of the handle. Waits for it at most `wait`
-    milliseconds, then EAGAIN; the server asks again for as long as its caller waits."""
+    milliseconds, then EAGAIN; the server asks again for as long as its caller waits. `current`: the answer is to say what the
+    file is like, once every change before it has been told."""
 
     handle: int
     owner: int
@@ -383,14 +387,16 @@ class Setlk(Arguments, frozen=True, gc=False):
     type: int
     flock: bool = False
     wait: int = 0
+    current: bool = False
 
 
 class OpenedFile(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """`silent`: close(2) of it has no error to tell, so that it need not be asked for one."""
+    """`silent`: close(2) of it has no error to tell, so that it need not be asked for one. `made`: it was not there before."""
 
     handle: int
     attributes: Attributes
     silent: bool = False
+    made: bool = False
 
 
 class ListedEntry(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -21,6 +21,7 @@ MAX_HELLO: Final = 64 * 2**10
 
 _LASTING: Final = 2**61
 _REST: Final = 2**59
+_UNLOCK: Final = 2**58
 """The kernel counts its requests, and will not come there; edge/fuse_network.py's are beyond."""
 
 
@@ -131,6 +132,10 @@ class Session:
     def rest_id(self, number: int) -> int:
         """The same for what finishes the kernel's request `number`."""
         return self.lasting_id(_REST + number // 2)
+
+    def unlock_id(self, number: int) -> int:
+        """The same for what gives up a lock, of which the kernel's request `number` has been told that it is done."""
+        return self.lasting_id(_UNLOCK + number // 2)
 
     def begin(self, epoch: int) -> None:
         """Own ids go on from where no earlier worker's are, each of which had an epoch of its own."""

@@ -106,7 +106,7 @@ RESULTS: Final[dict[str, Any]] = {
     "releasedir": None,
     "gather": tuple[Gathered, ...],
     "unwatch": None,
-    "fsyncdir": None,
+    "fsyncdir": Attributes | None,
     "statfs": Filesystem,
     "access": None,
     "getxattr": bytes,
@@ -117,7 +117,7 @@ RESULTS: Final[dict[str, Any]] = {
     "fallocate": None,
     "copy_file_range": int,
     "getlk": LockState,
-    "setlk": None,
+    "setlk": Attributes | None,
 }
 """What each operation answers when it succeeds; None: nothing (nil)."""
 

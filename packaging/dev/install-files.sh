@@ -28,7 +28,7 @@ put 644 systemd/fuse-gate@.service /usr/lib/systemd/user/fuse-gate@.service
 put 644 systemd/fuse-gated.sysusers /usr/lib/sysusers.d/fuse-gated.conf
 put 644 systemd/fuse-gated.tmpfiles /usr/lib/tmpfiles.d/fuse-gated.conf
 put 644 systemd/fuse-gated.catalog /usr/lib/systemd/catalog/fuse-gated.catalog
-put 644 packaging/apparmor/fusermount3 /etc/apparmor.d/local/fusermount3
+put 644 packaging/apparmor/fusermount3 /etc/apparmor.d/abstractions/fuse-gated
 put 640 etc/fuse-gated.yaml /etc/fuse-gated/fuse-gated.yaml
 put 640 etc/policy.yaml /etc/fuse-gated/policy.yaml
 install -d -m 755 "$destination/etc/fuse-gated/policy.d"

@@ -1,7 +1,8 @@
 #!/bin/sh
 # prepare-docs.sh DIR: what the tests of the documents need beside prepare.sh's, in and beside the virtual environment DIR:
-# linters for the manual pages, zsh, a compiler of TypeScript, mkdocs. Under CI=true also nginx and haproxy, which elsewhere
-# nobody wants on his machine for a test. What cannot be had is told, and the tests that need it are skipped (CI=true: fail).
+# linters for the manual pages, zsh, a compiler of TypeScript, mkdocs. Under CI=true also nginx, haproxy and caddy, which
+# elsewhere nobody wants on his machine for a test. What cannot be had is told, and the tests that need it are skipped (CI=true:
+# fail).
 set -eu
 venv=$1
 
@@ -11,7 +12,7 @@ want mandoc mandoc
 want man-db man
 want zsh zsh
 want nodejs node
-[ "${CI:-}" != true ] || { want nginx-light nginx; want haproxy haproxy; }
+[ "${CI:-}" != true ] || { want nginx-light nginx; want haproxy haproxy; want caddy caddy; }
 command -v npm >/dev/null || command -v tsc >/dev/null || missing="$missing node-typescript"
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "prepare: installing$missing"

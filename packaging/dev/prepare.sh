@@ -77,7 +77,15 @@ if [ "$what" = demo ]; then
   extras=server
   root || extras=user
 fi
-stamp="$venv/.prepared-$(echo "$extras" | tr , -)-$(cksum <"$top/pyproject.toml" | tr ' ' -)"
+list_of() {
+  "$venv/bin/python" -c '
+import sys, tomllib
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+print(*project["dependencies"], *(one for extra in sys.argv[2].split(",") for one in project["optional-dependencies"][extra]), sep="\n")
+' "$top/pyproject.toml" "$1"
+}
+sum=$(cksum <"$top/pyproject.toml" | tr ' ' -)
+stamp="$venv/.prepared-$(echo "$extras" | tr , -)-$sum"
 if [ ! -e "$stamp" ]; then
   for place in "$venv" "$(dirname "$venv")"; do
     [ ! -e "$place" ] || [ -w "$place" ] || stop "we may not write to $place; choose another place: make $what VENV=DIRECTORY"
@@ -86,13 +94,18 @@ if [ ! -e "$stamp" ]; then
   echo "prepare: fetching what pyproject.toml names into $venv (about half a minute, once)"
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
   # What is run is the checkout: only what it depends on is installed. --use-pep517, because pip warns of the older way.
-  "$venv/bin/python" -c '
-import sys, tomllib
-project = tomllib.load(open(sys.argv[1], "rb"))["project"]
-print(*project["dependencies"], *(one for extra in sys.argv[2].split(",") for one in project["optional-dependencies"][extra]), sep="\n")
-' "$top/pyproject.toml" "$extras" >"$venv/requirements"
+  list_of "$extras" >"$venv/requirements"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 -r "$venv/requirements" ||
     stop "pip could not fetch or build what is listed in $venv/requirements; it says why above.
 It needs a way to the index of Python packages: its own, another one (PIP_INDEX_URL), or through a proxy (https_proxy)."
   touch "$stamp"
+fi
+# Large, and not what the product needs: without them their tests are skipped (CI=true: fail).
+stamp="$venv/.prepared-frames-$sum"
+if [ "$what" = test ] && [ ! -e "$stamp" ]; then
+  if list_of test-frames | "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: -r /dev/stdin; then
+    touch "$stamp"
+  else
+    echo "prepare: without dask and duckdb sessions without a mount are tested with pandas alone"
+  fi
 fi

@@ -14,7 +14,7 @@ from typing import Any, Final
 import faults
 import loads
 from harness import Stage
-from harness.parts import Parts
+from harness.parts import WORKER, Parts, children, command
 from harness.program import ROOT_OF_PROJECT
 from harness.proxy import Proxy
 from harness.stage import Export
@@ -24,11 +24,26 @@ RECOVERY: Final = 60.0
 """Seconds within which an operation must be answered after a fault."""
 _END: Final = 90.0
 _GRACE: Final = "600s"
+_EXPORT: Final = "work"
 _HERE: Final = Path(__file__).resolve().parent
 
 
 class NotRecovered(Exception):
     """No operation was answered within RECOVERY."""
+
+
+class PortableParts(Parts):
+    """Of a server that an ordinary user has started: it is the daemon itself. libfuse's process runs beside the worker, and
+    nobody takes its place."""
+
+    @property
+    def daemon(self) -> int:
+        return self.supervisor
+
+    @property
+    def workers(self) -> list[int]:
+        names = {pid: command(pid) for pid in children(self.daemon)}
+        return [pid for pid, name in names.items() if name.startswith(WORKER) and name != f"{WORKER}{_EXPORT}"]
 
 
 class Arena:
@@ -44,9 +59,14 @@ class Arena:
         delay, longest = reconnect
         options = ["--server", self.proxy.url, "--dead-after", str(faults.DEAD_AFTER)]
         options += ["--reconnect-delay", str(delay), "--reconnect-max", str(longest)]
-        self.client: Export = stage.export(self.server, self.export, options=options)
+        self.client: Export = stage.export(self.server, self.export, _EXPORT, options=options)
         self.mount = self.client.mount_path()
-        self.parts = Parts(self.server)
+        if not os.path.ismount(self.mount):
+            raise AssertionError(f"nothing is mounted: {self.client.events()}")
+        portable = stage.driver == "libfuse"
+        self.parts = PortableParts(self.server) if portable else Parts(self.server)
+        self.locks = [name for name, kind in loads.LOCKED.items() if kind == "lockf" or not portable]
+        """The files that are locked. flock(2) libfuse keeps to itself (edge/libfuse.py, LACKS)."""
         self.scene = faults.Scene(self.server, self.parts, self.proxy, faults.Pace())
         self.handles = self.client_files()
         self._resumed = self._heard = 0
@@ -101,9 +121,9 @@ class Arena:
 
 
 @contextlib.contextmanager
-def arena(reconnect: tuple[float, float] = (0.2, 1.0), cache: str = "watched") -> Iterator[Arena]:
+def arena(reconnect: tuple[float, float] = (0.2, 1.0), cache: str = "watched", driver: str = "kernel") -> Iterator[Arena]:
     """One that is taken down at the end; raises AssertionError for what it leaves (processes, mounts)."""
-    stage = Stage("kernel")
+    stage = Stage(driver)
     proxy: list[Proxy] = []
     try:
         made = Arena(stage, reconnect, cache)
@@ -172,7 +192,7 @@ class Crowd:
         self._processes = {
             name: subprocess.Popen(
                 [sys.executable, _HERE / "loads.py", name, arena.mount, arena.export, str(seed), self._stop,
-                 self._directory / name],
+                 self._directory / name, *arena.locks],
                 stderr=(self._directory / f"{name}.stderr").open("wb"),
             )
             for name in names or loads.LOADS

@@ -1,4 +1,5 @@
-"""Everything that can fail, fails, while programs work on the mount: `make chaos`. As root, with the kernel driver.
+"""Everything that can fail, fails, while programs work on the mount: `make chaos`. As root, who starts the server of an ordinary
+user for --driver libfuse.
 
 A checking load runs on the mount (loads.py), in mode wait, and faults come in an order that the seed decides (faults.py). No
 program may see an error, no byte may be wrong, nothing may be done twice, the audit chain must be whole. With --reconnects the
@@ -33,6 +34,7 @@ def main() -> int:
     import run
     import sshfs
     from arena import arena
+    from harness.namespace import enter_private_namespace
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=200, metavar="N", help="how many (%(default)s)")
@@ -43,12 +45,15 @@ def main() -> int:
     parser.add_argument("--schedule", type=_duration, metavar="TIME", help="faults on a schedule for so long (20m), instead")
     parser.add_argument("--beside-sshfs", type=int, metavar="N", help="cut the connection so often under both, instead")
     parser.add_argument("--cache", choices=("watched", "strict"), default="watched", help="the policy's (%(default)s)")
+    parser.add_argument("--driver", choices=("kernel", "libfuse"), default="kernel", help="with libfuse: what its mounts survive")
     parser.add_argument("--plan", action="store_true", help="print which faults would come, in their order, and end")
     parser.add_argument("--json", type=Path, default=Path("build/chaos.json"), help="where the figures go (%(default)s)")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     _say(f"seed {seed}")
-    plan = faults.Plan(seed, arguments.faults, tuple(arguments.only or ()))
+    if arguments.driver == "libfuse" and (arguments.reconnects or arguments.schedule or arguments.beside_sshfs):
+        parser.error("--driver libfuse is for --faults alone")
+    plan = faults.Plan(seed, arguments.faults, tuple(arguments.only or ()), arguments.driver)
     if arguments.plan:
         for number, step in enumerate(plan.steps, 1):
             _say(f"{number:4} {', '.join(kind.name for kind in step)}")
@@ -56,6 +61,9 @@ def main() -> int:
     if reason := _obstacle(arguments):
         print(f"chaos: {reason}", file=sys.stderr)
         return 1
+    if arguments.driver == "libfuse":
+        # An ordinary user may mount there, whatever this machine allows.
+        enter_private_namespace()
     began = time.monotonic()
     with contextlib.suppress(OSError):
         os.nice(5)
@@ -69,7 +77,7 @@ def main() -> int:
     elif arguments.beside_sshfs:
         report["cut"] = sshfs.beside(arguments.beside_sshfs, _say)
     else:
-        with arena(cache=arguments.cache) as place:
+        with arena(cache=arguments.cache, driver=arguments.driver) as place:
             report["chaos"] = run.chaos(place, plan, _say)
             report["chaos"]["records"] = run.audit_kinds(place)
         run.show(report["chaos"], _say)
@@ -99,10 +107,11 @@ def _duration(text: str) -> float:
 
 def _obstacle(arguments: argparse.Namespace) -> str:
     if os.geteuid() != 0:
-        return "run it as root: it is about the kernel driver"
+        return "run it as root: it is about mounts that outlive their processes"
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "this machine has no /dev/fuse"
     needed = ["git", *(["sshfs", "fusermount3"] if arguments.beside_sshfs else [])]
+    needed += ["fusermount3", "fusermount"] if arguments.driver == "libfuse" else []
     missing = [name for name in needed if shutil.which(name) is None]
     return f"missing: {', '.join(missing)} (packaging/dev/prepare.sh installs them)" if missing else ""
 

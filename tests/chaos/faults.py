@@ -157,11 +157,12 @@ def link_trickles(scene: Scene, chance: random.Random) -> float:
 
 @dataclass(frozen=True)
 class Kind:
-    """`weight`: how often, beside the others."""
+    """`weight`: how often, beside the others. `portable`: whether a mount of libfuse's survives it too."""
 
     name: str
     fault: Fault
     weight: int = 2
+    portable: bool = True
 
 
 KINDS: Final = (
@@ -170,9 +171,9 @@ KINDS: Final = (
     Kind("worker killed in a takeover", killed_in_takeover),
     Kind("standby killed, and its successor", standby_killed),
     Kind("worker told to end", worker_terminated),
-    Kind("daemon killed", daemon_killed, 3),
-    Kind("mount keeper killed", keeper_killed, 3),
-    Kind("daemon and mount keeper killed", daemon_and_keeper_killed, 1),
+    Kind("daemon killed", daemon_killed, 3, portable=False),
+    Kind("mount keeper killed", keeper_killed, 3, portable=False),
+    Kind("daemon and mount keeper killed", daemon_and_keeper_killed, 1, portable=False),
     Kind("policy reloaded", reloaded, 1),
     Kind("connection cut", link_cut, 3),
     Kind("connection cut in a frame", link_cut_in_a_frame, 4),
@@ -199,16 +200,18 @@ class Injected:
 
 @dataclass
 class Plan:
-    """Which faults, and in which order: the same for the same seed."""
+    """Which faults, and in which order: the same for the same seed and driver."""
 
     seed: int
     count: int
     only: tuple[str, ...] = ()
+    driver: str = "kernel"
     steps: list[tuple[Kind, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         chance = random.Random(self.seed)
         kinds = [kind for kind in KINDS if not self.only or kind.name in self.only]
+        kinds = [kind for kind in kinds if kind.portable or self.driver == "kernel"]
         # Each kind once before chance decides, so that a short run has all of them where it has room.
         first = chance.sample(kinds, len(kinds))
         for number in range(self.count):

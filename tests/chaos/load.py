@@ -36,6 +36,8 @@ class Load:
         self.slowest = 0.0
         self.errors: list[dict[str, Any]] = []
         self.wrong: list[dict[str, Any]] = []
+        self.locked: list[str] = []
+        """Of the files in `locks` those that can be locked on both sides."""
         self.expected: dict[str, dict[str, str]] = {}
         """What the end must look like: for each finished directory (relative to the mount) what each path in it is."""
 

@@ -1,7 +1,7 @@
 """The checking load: programs that work on the mount, each in a process of its own, and know what must come of it.
 
-`python loads.py NAME MOUNT EXPORT SEED STOP REPORT` runs until the file STOP exists, then writes what it saw to REPORT (JSON).
-MOUNT and EXPORT are the same directory, seen through the mount and on the client.
+`python loads.py NAME MOUNT EXPORT SEED STOP REPORT LOCKED...` runs until the file STOP exists, then writes what it saw to REPORT
+(JSON). MOUNT and EXPORT are the same directory, seen through the mount and on the client; LOCKED are the files to lock.
 """
 
 import contextlib
@@ -240,7 +240,7 @@ class Locks(Load):
 
     def generation(self, _number: int) -> None:
         beside, top = self.export, self.top()
-        files = [(self.do("open", top / name, os.open, top / name, os.O_RDWR), kind) for name, kind in LOCKED.items()]
+        files = [(self.do("open", top / name, os.open, top / name, os.O_RDWR), LOCKED[name]) for name in self.locked]
         try:
             while not self.stopped:
                 for file, kind in files:
@@ -377,8 +377,9 @@ def plant(export: Path) -> None:
 
 
 def main() -> None:
-    name, mount, export, seed, stop, report = sys.argv[1:]
+    name, mount, export, seed, stop, report, *locked = sys.argv[1:]
     load = LOADS[name](Path(mount), Path(export), int(seed), Path(stop))
+    load.locked = locked
     load.run()
     Path(report).write_text(json.dumps(load.report()))
 

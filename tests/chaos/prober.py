@@ -14,6 +14,8 @@ def main() -> None:
         try:
             os.pwrite(file, f"{count + 1:010}".encode(), 0)
             count += 1
+            # A write alone may be answered ahead of the client.
+            os.fsync(file)
             print(time.monotonic(), flush=True)
         except OSError as error:
             print(f"{error.errno} {error}", flush=True)

@@ -22,6 +22,7 @@ KINDS = {
     "connection cut", "connection cut in a frame", "connection half-open", "connection stalled one way", "connection delayed",
     "connection slow",
 }  # fmt: skip
+PORTABLE = KINDS - {"daemon killed", "mount keeper killed", "daemon and mount keeper killed"}
 
 
 def run(figures: Path, *options: str) -> dict[str, Any]:
@@ -44,6 +45,15 @@ def test_nobody_notices_anything(tmp_path: Path) -> None:
     assert report["programs"].keys() >= {"contents", "names", "appends-1", "locks-mount", "copies", "git", "listing"}
     assert report["records"]["session-opened"] == 1
     assert report["records"]["session-resumed"] > 5
+    assert report["records"]["session-restored"] > 2
+
+
+@pytest.mark.timeout(900)
+def test_nobody_notices_anything_of_what_a_mount_of_libfuses_survives(tmp_path: Path) -> None:
+    need("fusermount3", "fusermount")
+    report = run(tmp_path / "chaos.json", "--faults", "12", "--seed", "7", "--driver", "libfuse")["chaos"]
+    assert report["kinds"].keys() == PORTABLE
+    assert report["records"]["session-opened"] == 1
     assert report["records"]["session-restored"] > 2
 
 
@@ -80,6 +90,7 @@ def test_the_seed_decides_the_order() -> None:
     assert planned("--seed", "7", "--faults", "40") == planned("--seed", "7", "--faults", "40")
     assert planned("--seed", "7", "--faults", "40") != planned("--seed", "8", "--faults", "40")
     assert {line[5:] for line in planned("--seed", "9", "--faults", "15").splitlines()[1:]} == KINDS
+    assert {line[5:] for line in planned("--seed", "9", "--faults", "12", "--driver", "libfuse").splitlines()[1:]} == PORTABLE
 
 
 def test_the_commands_of_the_documents_are_right() -> None:
@@ -97,7 +108,10 @@ def test_the_bounds_of_the_documents_are_the_product_s() -> None:
     assert mounted.DEAD_AFTER == Persistence().dead_after == 20.0
 
 
-@pytest.mark.parametrize("options", [["--only", "no such fault"], ["--schedule", "-1"], ["--schedule", "soon"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--only", "no such fault"], ["--schedule", "-1"], ["--schedule", "soon"], ["--driver", "libfuse", "--reconnects", "2"]],
+)
 def test_what_makes_no_sense_is_refused(options: list[str]) -> None:
     done = subprocess.run([sys.executable, CHAOS, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 2

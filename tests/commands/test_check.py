@@ -120,7 +120,7 @@ class TestWhoReadsIt:
         assert main(["check", str(etc)]) == 4
         told = capsys.readouterr()
         place = etc / name
-        assert f"fault    {place}: may not be read by user nobody (chmod o+{more} {place})\n" in told.out
+        assert f"fault    {place}: may not be read by user nobody (chgrp nogroup {place}; chmod g+{more} {place})\n" in told.out
         assert told.out.endswith(f"{etc} has one fault; the daemon would not take it.\n")
         assert told.err == ""
 
@@ -128,7 +128,8 @@ class TestWhoReadsIt:
         (etc / "fuse-gated.yaml").chmod(0o600)
         assert main(["check", str(etc)]) == 0
         place = etc / "fuse-gated.yaml"
-        warning = f"{place}: may not be read by user nobody (chmod o+r {place}): under systemd the daemon would not start"
+        fault = f"{place}: may not be read by user nobody (chgrp nogroup {place}; chmod g+r {place})"
+        warning = f"{fault}: under systemd the daemon would not start"
         assert capsys.readouterr().out.startswith(f"warning  {warning}\n")
 
     def test_a_group_that_may_read_is_enough(self, etc: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,4 +63,4 @@ def test_who_may_not_mount_is_examined_too(etc: Path, tmp_path: Path) -> None:
         os.seteuid(0)
     assert checks["FUSE protocol"].state == "warn"
     assert "not asked" in checks["FUSE protocol"].message
-    assert checks["configuration"].message == f"{etc}: may not be read by user nobody (chmod o+rx {etc})"
+    assert checks["configuration"].message == f"{etc}: may not be read by user nobody (chgrp nogroup {etc}; chmod g+rx {etc})"

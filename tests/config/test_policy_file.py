@@ -5,7 +5,7 @@ import pytest
 from fuse_gated.config.policy_file import parse_policy
 from fuse_gated.errors import ConfigurationError
 from fuse_gated.gate.policy import validate_pattern
-from fuse_gated.gate.tenant import Cache, Exports, Limits, Outage, Tenant, Token
+from fuse_gated.gate.tenant import Cache, Exports, Limits, Local, Outage, Tenant, Token
 from fuse_gated.gate.verdict import EXECUTE, READ, WRITE, Rule
 
 A = "a" * 64
@@ -84,6 +84,13 @@ def test_the_policy_of_the_design() -> None:
 
 def test_a_tenant_has_defaults_for_everything() -> None:
     assert parse_policy([("policy.yaml", b"tenants: {acme: {}}")]) == (Tenant(name="acme", place="policy.yaml:1"),)
+
+
+def test_a_copy_in_the_place_of_a_mount() -> None:
+    (tenant,) = parse_policy([("policy.yaml", b"tenants: {acme: {local: {size: 1GiB}}}")])
+    assert tenant.local == Local(2**30, 100_000)
+    (tenant,) = parse_policy([("policy.yaml", b"tenants: {acme: {local: {size: 5, files: 7}, ownership: mapped}}")])
+    assert tenant.local == Local(5, 7)
 
 
 def test_tenants_of_all_files_in_their_order() -> None:
@@ -198,6 +205,18 @@ tenants:
                 "3:19: 'none' is not one of watched, ttl, strict",
                 "3:30: 0 is not within 0.001 and 86400",
                 "3:39: 1024 is not within 1048576 and 68719476736",
+            ],
+        ),
+        (
+            "local: {files: 0}",
+            ["3:12: local lacks 'size'", "3:20: 0 is not within 1 and 10000000"],
+        ),
+        ("local: {size: 0}", ["3:19: 0 is not within 1 and 549755813888"]),
+        (
+            "local: {size: 1GiB}\n    ownership: passthrough",
+            [
+                "2:3: tenant 'acme' has local and ownership: passthrough, and a copy knows no owners "
+                "(remove local, or let everything belong to the tenant's first user (ownership: mapped))"
             ],
         ),
         ("tokens: [{note: ci}]", ["3:14: a token lacks 'sha256'"]),

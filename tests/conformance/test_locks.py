@@ -164,6 +164,22 @@ def test_closing_any_descriptor_gives_up_the_processs_record_locks(two: tuple[Ac
     assert other.do("lock", "f", EX | NB) == "ok"
 
 
+def test_a_read_lock_goes_with_a_descriptor_that_can_only_read(two: tuple[Actor, Actor], path: Path) -> None:
+    """Twice: of the first such descriptor the kernel may have been asked to tell of its end alone (FOPEN_NOFLUSH), of the second
+    it tells the close too."""
+    one, other = two
+    one.do("open", "r", path, os.O_RDONLY)
+    assert one.do("lock", "r", SH | NB) == "ok"
+    assert other.do("lock", "f", EX | NB) == "EAGAIN"
+    one.do("close", "r")
+    until(lambda: other.do("lock", "f", EX | NB) == "ok", "the lock has gone")
+    other.do("lock", "f", UN)
+    one.do("open", "again", path, os.O_RDONLY)
+    assert one.do("lock", "again", SH | NB) == "ok"
+    one.do("close", "again")
+    assert other.do("lock", "f", EX | NB) == "ok"
+
+
 def test_a_lock_of_the_open_file_goes_with_its_last_descriptor(path: Path) -> None:
     whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     with opened(path, os.O_RDWR) as other:

@@ -137,7 +137,8 @@ SHOWN_RESULTS: dict[Any, str] = {
     tuple[bytes, ...]: "[bytes]",
     tuple[messages.Gathered, ...]: "[gathered]",
     Filesystem: "an array of eight ints",
-    messages.OpenedFile: "`[handle, attributes, silent]`",
+    messages.OpenedFile: "`[handle, attributes, silent, made]`",
+    Attributes | None: "nil or attributes",
     messages.Listed: "`[entries, end]`",
     messages.LockState: "`[type, start, end]`",
 }

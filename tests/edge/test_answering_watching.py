@@ -199,3 +199,76 @@ def test_a_shortage_is_said(server: Server) -> None:
     server.ask(2, DIRECTORY)
     assert [found.watched for found in server.answer(2)] == [False, False]
     assert server.short == 1
+
+
+# With a lock.
+
+
+def opened(server: Server, path: bytes = b"d/file") -> int:
+    server.ask(4, wire.Open(path, wire.OPEN_READ | wire.OPEN_WRITE))
+    return int(server.answer(4, "open").handle)
+
+
+def lock(server: Server, number: int, handle: int, **other: Any) -> Any:
+    arguments = wire.Setlk(**{"handle": handle, "owner": 1, "start": 0, "end": 9, "type": 1, "current": True, **other})
+    server.ask(number, arguments)
+    return server.answer(number, "setlk")
+
+
+def test_who_gets_a_lock_hears_first_what_was_changed_before(server: Server, root: Path) -> None:
+    server.answering.begin(TERMS)
+    server.ask(2, DIRECTORY)
+    server.answer(2)
+    handle = opened(server)
+    for number, content in enumerate((b"one", b"thirteen", b"", b"twenty"), 3):
+        (root / "d" / "file").write_bytes(content)
+        (root / "d" / "other").write_bytes(content)
+        server.messages.clear()
+        found = lock(server, 2 * number, handle)
+        assert (found.size, found.mtime) == (len(content), (root / "d" / "file").stat().st_mtime_ns)
+        frames = [frame for message in server.messages for frame in message]
+        answered = next(index for index, frame in enumerate(frames) if isinstance(frame, wire.Replied))
+        told = [notice for notice in frames[:answered] if isinstance(notice, wire.Notice)]
+        assert {b"d/file", b"d/other"} <= {path for notice in told for path in notice.paths}
+        assert lock(server, 100 + 2 * number, handle, type=2, current=False) is None
+
+
+def test_who_does_not_want_to_know_is_not_told(server: Server) -> None:
+    server.answering.begin(TERMS)
+    assert lock(server, 6, opened(server), current=False) is None
+
+
+def test_what_is_said_again_is_not_said_to_be_current(server: Server) -> None:
+    server.answering.begin(TERMS)
+    handle = opened(server)
+    assert lock(server, 6, handle).size == 7
+    server.answering.suspend()
+    server.answering.resume(TERMS)
+    server.messages.clear()
+    assert lock(server, 6, handle) is None
+
+
+def test_where_that_cannot_be_said_nothing_is(server: Server, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.answering.begin(TERMS)
+    handle = opened(server)
+    attempt = server.export.attempt
+
+    def fails(arguments: wire.Arguments) -> Any:
+        if isinstance(arguments, wire.Getattr):
+            raise OSError(5, "a disk at fault")
+        return attempt(arguments)
+
+    monkeypatch.setattr(server.export, "attempt", fails)
+    assert lock(server, 6, handle) is None
+    monkeypatch.undo()
+    assert server.answering._watching is not None
+    monkeypatch.setattr(server.answering._watching, "catch_up", lambda: False)
+    assert lock(server, 8, handle) is None
+
+
+def test_a_lock_that_is_not_given_says_nothing(server: Server) -> None:
+    server.answering.begin(TERMS)
+    handle = opened(server)
+    lock(server, 6, handle)
+    server.ask(8, wire.Setlk(handle, 2, 0, 9, 1, current=True))
+    assert server.answer(8, "setlk") == "EAGAIN"

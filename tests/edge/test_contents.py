@@ -278,6 +278,27 @@ def test_syncing(export: Export, handle: int) -> None:
     assert answer(export, wire.Fsyncdir(directory, False)) == "EBADF"
 
 
+def test_syncing_a_directory_that_is_not_open(export: Export, root: Path) -> None:
+    (root / "d").mkdir()
+    (root / "l").symlink_to("d")
+    before = len(os.listdir("/proc/self/fd"))
+    for path in (b"", b"d"):
+        for data_only in (True, False):
+            arguments = wire.Fsyncdir(0, data_only, path)
+            assert export.attempt(arguments) in (LATER, ELSEWHERE)
+            assert export.perform(arguments) == export.perform(wire.Getattr(path))
+    (root / "plain").touch()
+    for path, expected in ((b"plain", "ENOTDIR"), (b"missing", "ENOENT"), (b"l", "ENOTDIR"), (b"l/x", "ENOTDIR")):
+        assert answer(export, wire.Fsyncdir(0, False, path)) == expected
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_was_made_is_said_to_be(export: Export) -> None:
+    made = export.perform(wire.Create(b"made", READ | WRITE, 0o644))
+    again = export.perform(wire.Create(b"made", READ | WRITE, 0o644))
+    assert (made.made, again.made, export.perform(wire.Open(b"made", READ)).made) == (True, False, False)
+
+
 def test_directories_of_any_depth_are_listed(export: Export, root: Path) -> None:
     (root / "a" / "b").mkdir(parents=True)
     (root / "a" / "b" / "file").touch()

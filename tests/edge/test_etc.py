@@ -150,13 +150,17 @@ def test_what_we_may_not_read_is_told(etc: Path) -> None:
             os.seteuid(4242)
             told.append(raised(read_settings, reachable).faults)
             os.seteuid(0)
+            os.seteuid(70000)
+            told.append(raised(read_settings, reachable).faults)
+            os.seteuid(0)
     finally:
         os.close(descriptor)
     file, directory = etc / "fuse-gated.yaml", etc / "policy.d"
     assert told == [
-        (f"{file}: may not be read by user nobody (chmod o+r {file})",),
-        (f"{directory}: may not be read by user nobody (chmod o+rx {directory})",),
-        (f"{file}: may not be read by uid 4242 (chmod o+r {file})",),
+        (f"{file}: may not be read by user nobody (chgrp nogroup {file}; chmod g+r {file})",),
+        (f"{directory}: may not be read by user nobody (chgrp nogroup {directory}; chmod g+rx {directory})",),
+        (f"{file}: may not be read by uid 4242 (run this as root)",),
+        (f"{file}: may not be read by uid 70000 (chgrp 0 {file}; chmod g+r {file})",),
     ]
 
 

@@ -320,6 +320,7 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     wire.Target: paths | numbers,
     int | None: st.none() | numbers,
+    bytes | None: st.none() | paths,
     wire.Owner | None: st.none() | st.builds(wire.Owner, numbers, numbers),
     memoryview: st.binary(max_size=100).map(memoryview),
     tuple[bytes, ...]: st.lists(paths, max_size=4).map(tuple),

@@ -30,6 +30,7 @@ ANSWERS = [
     (op.Opened(5, keep_cache=True), struct.pack("=QIi", 5, 2, 0)),
     (op.Opened(5, direct_io=True), struct.pack("=QIi", 5, 1, 0)),
     (op.Opened(5, keep_cache=True, cache_listing=True), struct.pack("=QIi", 5, 10, 0)),
+    (op.Opened(5, keep_cache=True, no_flush=True), struct.pack("=QIi", 5, 34, 0)),
     (op.Created(op.Entry(9, FILE, 1.5, 0.001), op.Opened(5)), ENTRY + struct.pack("=QIi", 5, 0, 0)),
     (op.Data(b"hello"), b"hello"),
     (op.Data(memoryview(b"hello")), b"hello"),

@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import pytest
 from harness import need
+from harness.waiting import until
 
 from fuse_gated import operations as op
 from fuse_gated.edge import fuse_kernel, mounts
-from fuse_gated.edge.fuse_kernel import FLAGS, KernelDriver
+from fuse_gated.edge.fuse_kernel import FLAGS, RESENT, KernelDriver, Negotiated
 from fuse_gated.edge.fuse_requests import OPCODES
 from fuse_gated.edge.notifying import Notifier, write_notice
 from fuse_gated.errors import KernelError
@@ -202,6 +203,25 @@ def test_a_turn_reads_a_bounded_number_of_requests(pair, log):
     assert len(log.requests) == 20
 
 
+@pytest.mark.parametrize(("name", "read"), [("RELEASE", 2), ("RELEASEDIR", 2), ("FLUSH", 1), ("READLINK", 1)])
+def test_what_comes_after_a_close_is_read_at_once(pair, log, name, read):
+    """Whoever closed it does not wait for the answer, and asks for the next."""
+    driver, kernel = pair
+    kernel.send(name, bytes(24), unique=2)
+    kernel.send("READLINK", unique=4)
+    kernel.send("READLINK", unique=6)
+    driver.ready(most=1)
+    assert [unique for unique, _, _ in log.requests] == [2, 4][:read]
+
+
+def test_whoever_closes_many_files_does_not_keep_everybody_else_waiting(pair, log):
+    driver, kernel = pair
+    for number in range(20):
+        kernel.send("RELEASE", bytes(24), unique=2 * number)
+    driver.ready(most=1)
+    assert len(log.requests) == 16
+
+
 def test_a_reply_to_a_notification_is_no_request(pair, log):
     driver, kernel = pair
     kernel.send("NOTIFY_REPLY", bytes(40))
@@ -313,6 +333,43 @@ def test_what_holds_the_notifier_up_holds_up_no_answer(notifier, log):
             missing -= len(os.read(reader, missing))
         assert struct.unpack_from("=IiQ", theirs.recv(100))[1:] == (2, 0)
     notifier.stop()
+    os.close(reader)
+    os.close(writer)
+
+
+def test_an_answer_in_order_comes_behind_what_is_forgotten(pair):
+    driver, kernel = pair
+    driver.resent.update(range(2, 60, 4))
+    for number in range(1, 20):
+        driver.invalidate_inode(number, pages=True)
+        driver.invalidate_entry(number, b"n")
+        hurry = driver.answer_in_order(2 * number, op.Done())
+        assert kernel.receive()[:2] == (2, 0)
+        assert kernel.receive()[:2] == (3, 0)
+        assert kernel.receive() == (0, 2 * number | (RESENT if number % 2 else 0), b"")
+        if hurry is not None:
+            hurry()
+    assert kernel.nothing_came()
+    assert driver.resent.isdisjoint(range(2, 40))
+
+
+def test_where_nothing_is_to_be_forgotten_it_comes_at_once(pair):
+    driver, kernel = pair
+    assert driver.answer_in_order(6, op.Done()) is None
+    assert kernel.receive() == (0, 6, b"")
+
+
+def test_where_the_kernel_sends_nothing_again_it_waits_only_a_moment(pair, notifier):
+    driver, kernel = pair
+    driver.negotiated = Negotiated(31, 0, 4096)
+    reader, writer = os.pipe()
+    notifier.put(writer, bytes(2**17))
+    assert driver.answer_in_order(6, op.Done()) is None
+    assert kernel.receive() == (0, 6, b"")
+    missing = 2**17
+    while missing:
+        missing -= len(os.read(reader, missing))
+    until(lambda: notifier.idle, "all is written")
     os.close(reader)
     os.close(writer)
 
@@ -554,6 +611,22 @@ def test_a_file_is_read_written_and_closed(mounted):
     assert responder.of(op.Lseek) == [op.Lseek(2, 40, 0, 3)]
     assert responder.of(op.Fallocate) == [op.Fallocate(2, 40, 0, 10, 0)]
     assert [request.handle for request in responder.of(op.Flush)] == [40]
+
+
+def test_a_close_is_told_only_where_the_kernel_was_not_told_to_leave_that_out(mounted):
+    point, responder = mounted
+    os.stat(point / "f")
+    if responder.driver.negotiated.minor < 35:
+        pytest.skip("FOPEN_NOFLUSH is of Linux 5.16")
+    responder.answers[op.Open] = lambda request: op.Opened(40, no_flush=request.flags & os.O_ACCMODE == os.O_RDONLY)
+    with open(point / "f", "rb", buffering=0) as quiet, open(point / "f", "r+b", buffering=0) as other:
+        fcntl.lockf(quiet, fcntl.LOCK_SH)
+        assert (quiet.read(5), other.read(5)) == (b"hello", b"hello")
+        quiet.close()
+        assert responder.wait_for(op.Release).handle == 40
+        # Nor is the lock given up by another request: it is ours to give it up.
+        assert (len(responder.of(op.Flush)), len(responder.of(op.Setlk))) == (0, 1)
+    assert len(responder.of(op.Flush)) == 1
 
 
 def test_a_file_is_made(mounted):

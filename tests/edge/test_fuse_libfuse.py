@@ -152,7 +152,7 @@ def test_answers_wait_for_room(begun: Worker) -> None:
             begun.loop.turn()
             answer = begun.answered(op.Read)
         assert answer == bytes([number]) * 65536
-    begun.driver.answer(2, op.Data(b"last"))
+    assert begun.driver.answer_in_order(2, op.Data(b"last")) is None
     assert begun.answered(op.Read) == b"last"
 
 
@@ -222,3 +222,83 @@ def test_an_attribute_may_have_any_name(begun: Worker) -> None:
     requests = (op.Getxattr(b"f", HIDDEN, 0), op.Setxattr(b"f", HIDDEN, b"", 0), op.Removexattr(b"f", HIDDEN))
     for number, request in enumerate(requests):
         assert begun.ask(2 + 2 * number, request) == request
+
+
+# What a worker was killed over.
+
+
+class Killed(BaseException):
+    pass
+
+
+def die(*_: object) -> None:
+    raise Killed
+
+
+def successor(worker: Worker) -> Worker:
+    """Another driver of the same socket."""
+    after = Worker()
+    after.host.close()
+    after.end.close()
+    after.host, after.end = worker.host, worker.end
+    after.driver = LibfuseDriver(
+        worker.end.fileno(),
+        after.loop,
+        lambda unique, caller, request: after.requests.append((unique, caller, request)),
+        lambda: after.events.append("ready"),
+        lambda: after.events.append("end"),
+        worker.driver.negotiated,
+    )
+    return after
+
+
+def test_a_request_that_was_read_and_not_kept_is_there_for_a_successor(begun: Worker) -> None:
+    begun.driver.on_raw = die
+    with pytest.raises(Killed):
+        begun.ask(2, op.Unlink(b"", b"f"))
+    after = successor(begun)
+    after.driver.replay_left({})
+    after.driver.ready()
+    assert [unique for unique, _, _ in after.requests] == [2]
+    after.driver.ready()
+    assert [unique for unique, _, _ in after.requests] == [2], "once"
+    after.loop.close()
+
+
+def test_a_request_that_was_kept_and_not_taken_is_not_done_twice(begun: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[int, bytes] = {}
+    begun.driver.on_raw = kept.__setitem__
+    monkeypatch.setattr(begun.driver, "_take", die)
+    with pytest.raises(Killed):
+        begun.ask(2, op.Unlink(b"", b"f"))
+    begun.host.send(hosting.encode_request(4, CALLER, op.Unlink(b"", b"g")))
+    after = successor(begun)
+    after.driver.replay_left(kept)
+    for raw in kept.values():
+        after.driver.replay(raw)
+    after.driver.ready()
+    assert [unique for unique, _, _ in after.requests] == [2, 4]
+    after.loop.close()
+
+
+def test_a_signal_is_told_before_it_is_taken(begun: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun.ask(2, op.Unlink(b"", b"f"))
+    monkeypatch.setattr(begun.driver, "_on_request", die)
+    with pytest.raises(Killed):
+        begun.ask(4, op.Interrupt(2))
+    after = successor(begun)
+    after.driver.replay_left({2: b""})
+    after.driver.ready()
+    assert [request for _, _, request in after.requests] == [op.Interrupt(2)]
+    after.driver.ready()
+    assert len(after.requests) == 1
+    after.loop.close()
+
+
+@pytest.mark.parametrize("left", [None, b"nonsense", hosting.encode_began(19, 131072)])
+def test_what_is_no_request_is_left_where_it_is(begun: Worker, left: bytes | None) -> None:
+    if left is not None:
+        begun.host.send(left)
+    begun.driver.replay_left({2: b""})
+    begun.driver.ready()
+    assert begun.events == (["ready"] if left is None else ["ready", "end"])

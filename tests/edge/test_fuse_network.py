@@ -428,6 +428,7 @@ def test_no_mount_is_ready_at_once() -> None:
         loop.turn()
         mount.ready()
         mount.answer(2, op.Done())
+        assert mount.answer_in_order(2, op.Done()) is None
         mount.replay(b"")
         mount.resend()
         mount.invalidate_inode(1, pages=True)

@@ -50,6 +50,7 @@ def naming(path: bytes) -> list[wire.Arguments]:
         wire.Open(path, READ),
         wire.Create(path, READ | WRITE, 0o777, OWNER),
         wire.Opendir(path),
+        wire.Fsyncdir(0, True, path),
         wire.Access(path, 7),
         wire.Getxattr(path, b"user.a"),
         wire.Setxattr(path, b"user.a", b"1"),

@@ -60,3 +60,32 @@ def test_where_it_may_have_no_descriptors_of_its_own_it_writes_all_the_same(monk
         notifier.stop()
         os.close(reader)
         os.close(writer)
+
+
+@pytest.mark.parametrize("hurried", [True, False])
+def test_what_is_to_come_last_comes_once_and_may_be_hurried(hurried: bool) -> None:
+    reader, writer = os.pipe()
+    behind_reader, behind_writer = os.pipe()
+    os.set_blocking(behind_reader, False)
+    notifier = Notifier()
+    try:
+        notifier.put(writer, bytes(2**17))
+        hurry = notifier.put_last(behind_writer, b"answer")
+        if hurried:
+            hurry()
+            assert os.read(behind_reader, 100) == b"answer"
+        with pytest.raises(BlockingIOError):
+            os.read(behind_reader, 100)
+        missing = 2**17
+        while missing:
+            missing -= len(os.read(reader, missing))
+        until(lambda: notifier.idle, "all is written")
+        hurry()
+        if not hurried:
+            assert os.read(behind_reader, 100) == b"answer"
+        with pytest.raises(BlockingIOError):
+            os.read(behind_reader, 100)
+    finally:
+        notifier.stop()
+        for fd in (reader, writer, behind_reader, behind_writer):
+            os.close(fd)

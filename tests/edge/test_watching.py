@@ -392,3 +392,60 @@ def test_stopped_twice(told: Told, root: Path) -> None:
     told.watching.stop()
     told.watching.reset()
     assert len(told.notices) == 1
+
+
+# Before somebody hears that he has a lock.
+
+
+def test_what_has_happened_until_now_is_told_at_once(told: Told, root: Path) -> None:
+    told.watch(b"a")
+    assert told.watching.catch_up()
+    assert told.notices == []
+    for content in ("one", "three", "thirteen"):
+        (root / "a" / "file").write_text(content)
+        assert told.watching.catch_up()
+        assert said(told.notices)[-1] == (b"a/file", told.now("a/file")), "in one tick, each time"
+    (root / "a" / "file").write_text("again")
+    told.loop.turn()
+    (root / "a" / "file").write_text("at last")
+    (root / "a" / "new").touch()
+    told.loop.turn()
+    assert told.watching.catch_up()
+    assert dict(said(told.notices))[b"a/file"] == told.now("a/file")
+    assert dict(said(told.notices))[b"a/new"] == told.now("a/new")
+    told.settle()
+
+
+def test_nobody_waits_for_more_than_can_be_told_now(told: Told, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told.watch(b"a")
+    told.queued = watching.MOST_QUEUED + 1
+    (root / "a" / "new").touch()
+    assert not told.watching.catch_up()
+    told.queued = 0
+    assert told.watching.catch_up()
+    monkeypatch.setattr(watching, "_READS_TO_CATCH_UP", 2)
+    monkeypatch.setattr(watching, "_READ_SIZE", 64)
+    for number in range(4):
+        (root / "a" / f"more{number}").touch()
+    assert not told.watching.catch_up()
+    told.settle()
+    assert told.watching.catch_up()
+
+
+def test_when_events_were_lost_everything_is_told_by_that(told: Told, root: Path) -> None:
+    told.watch(b"a")
+    for number in range(MOST_EVENTS + 1):
+        os.utime(root / "a" / ("file" if number % 2 else "b"))
+    while not told.watching.catch_up():
+        pass
+    assert told.notices[-1].overflow is True or any(notice.overflow for notice in told.notices)
+
+
+def test_without_inotify_there_is_nothing_to_be_told(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscalls, "inotify_init", _refused)
+    told.watching.reset()
+    assert told.watching.catch_up()
+
+
+def _refused() -> int:
+    raise OSError(errno.EMFILE, "")

@@ -56,6 +56,8 @@ def told(effect: effects.Effect) -> str:
             return "cancel"
         case effects.Hold():
             return "hold"
+        case effects.Keep():
+            return "keep"
         case effects.Answer(answer=op.Failed(errno)):
             return f"answer {errno_name(errno)}"
         case effects.Answer(answer=answer):

@@ -42,7 +42,8 @@ def token_file(directory: Path, tenant: str, owner: int | None = None) -> Path:
 class Server:
     """`policy` is what stands in policy.yaml: its text, or the mapping, in which tenants without tokens are given theirs.
 
-    `settings` is fuse-gated.yaml's mapping. `user` is the uid that runs the server (None: as we are).
+    `settings` is fuse-gated.yaml's mapping. `user` is the uid that runs the server (None: as we are). `listen` is an address and
+    a port for its clients; without it they are loopback's, and its own.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Server:
         settings: dict[str, Any] | None = None,
         user: int | None = None,
         name: str = "server",
+        listen: str | None = None,
     ) -> None:
         self.directory, self.mark = directory, uuid.uuid4().hex
         self.etc, self.runtime = directory / f"{name}.etc", directory / f"{name}.run"
@@ -60,13 +62,14 @@ class Server:
         # Held to the end, so that it is nobody else's while a server is started again either.
         self._place = reserve()
         self.port = port_of(self._place)
-        self.url = f"ws://127.0.0.1:{self.port}"
+        listen = listen or f"127.0.0.1:{self.port}"
+        self.url = f"ws://{listen}"
         self.write_policy(policy)
         defaults = {"user": "nobody", "audit": {"to": "file"}, **({"seccomp": False} if MEASURING else {})}
         _write(self.etc / "fuse-gated.yaml", yaml.safe_dump({**defaults, **(settings or {})}))
         if user is not None:
             os.chown(self.runtime, user, user)
-        arguments = ["--etc", str(self.etc), "--runtime", str(self.runtime), "--listen", f"127.0.0.1:{self.port}"]
+        arguments = ["--etc", str(self.etc), "--runtime", str(self.runtime), "--listen", listen]
         self.program = Program(name, "fuse_gated.commands.fuse_gated", arguments, directory, self.mark, user)
         try:
             self.program.stderr.wait_for(r"\b[Rr]eady\b", self.program.process)

@@ -121,9 +121,13 @@ class Stage(contextlib.AbstractContextManager["Stage"]):
         self._exports: list[Export] = []
 
     def server(
-        self, policy: str | dict[str, Any] | None = None, settings: dict[str, Any] | None = None, user: int | None = None
+        self,
+        policy: str | dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
+        user: int | None = None,
+        listen: str | None = None,
     ) -> Server:
-        """A server that is ready. `policy` defaults to one tenant, acme, that may do everything."""
+        """A server that is ready. `policy` defaults to one tenant, acme, that may do everything; `listen` is as in Server."""
         if user is None and self.driver == "libfuse" and os.geteuid() == 0:
             user = ORDINARY_USER
         name = f"server{len(self._servers) or ''}"
@@ -133,7 +137,7 @@ class Stage(contextlib.AbstractContextManager["Stage"]):
             # (A copy each: YAML would give what is shared a name.)
             tenants = {tenant: {**deepcopy(self._cache), **body} for tenant, body in policy["tenants"].items()}
             policy = {**policy, "tenants": tenants}
-        server = Server(self.directory, policy, settings, user, name)
+        server = Server(self.directory, policy, settings, user, name, listen)
         self._servers.append(server)
         return server
 

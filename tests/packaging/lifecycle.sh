@@ -113,6 +113,11 @@ files() {
     -o -path /var/lib/systemd/random-seed -o -name __pycache__ \) -prune -o -print | sort
 }
 
+# A distribution that confines fusermount3, and an administrator who allows it something.
+mkdir -p /etc/apparmor.d/local
+echo 'profile fusermount3 /usr/bin/fusermount3 {}' >/etc/apparmor.d/fusermount3
+echo '# allowed here: nothing else' >/etc/apparmor.d/local/fusermount3
+
 use "$old"
 files >/tmp/files-before
 getent passwd | sort >/tmp/users-before
@@ -122,6 +127,9 @@ first=$(apt-cache show --no-all-versions fuse-gated | sed -n 's/^Version: //p')
 step "install"
 apt install fuse-gated fuse-gated-client
 "$here/smoke.sh"
+
+[ "$(sed '/^#/d' /etc/apparmor.d/local/fusermount3)" = 'include if exists <abstractions/fuse-gated>' ] ||
+  fail "install: AppArmor's local rules: $(cat /etc/apparmor.d/local/fusermount3)"
 
 step "upgrade, with an edited policy and a live session"
 tenant
@@ -194,17 +202,21 @@ getent passwd | sort | diff /tmp/users-before - || fail "purge: the users differ
 getent group | sort | diff /tmp/groups-before - || fail "purge: the groups differ"
 journalctl --list-catalog 2fc745923ea84cdd9e1ec3bf0bea91fa 2>/dev/null | grep . && fail "purge: the journal still has our catalog"
 files | diff /tmp/files-before - || fail "purge: the files differ"
+[ "$(cat /etc/apparmor.d/local/fusermount3)" = '# allowed here: nothing else' ] || fail "purge: the administrator's file was changed"
+rm /etc/apparmor.d/fusermount3 /etc/apparmor.d/local/fusermount3
 
 users_and_groups() {
   getent passwd | sort
   getent group | sort
 }
 
-step "install beside a user of that name, who stays"
-useradd --create-home --shell /bin/bash fuse-gated
+step "install beside a user of that name, who stays, in a group whose name begins alike"
+groupadd fuse-gated-admins
+useradd --create-home --shell /bin/bash --gid fuse-gated-admins fuse-gated
 users_and_groups >/tmp/before
 apt install fuse-gated fuse-gated-client
 grep -q 'was there before' /tmp/apt.log || fail "nothing was said of the user who was there before"
+id -nG fuse-gated | tr ' ' '\n' | grep -qxF fuse-gated || fail "the user is not in the group: $(id fuse-gated)"
 "$here/smoke.sh"
 apt purge fuse-gated fuse-gated-client python3-fuse-gated
 users_and_groups | diff /tmp/before - || fail "purge: users or groups differ"

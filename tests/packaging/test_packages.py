@@ -37,7 +37,9 @@ RPM_NAMES = {
     # debhelper names it with its alternatives, for containers without systemd.
     "systemd | systemd-standalone-sysusers | systemd-sysusers": "systemd",
 }
-RPM_MORE = {("fuse-gated", "Recommends"): {"(python3-libseccomp or python3dist(pyseccomp))"}}
+DEB_MORE = {"passwd"}
+"""purge removes the user; a removed rpm leaves it, as Fedora wants it."""
+RPM_MORE = {("fuse-gated", "Recommends"): {"(libseccomp-python or python3dist(pyseccomp))"}}
 """What is weaker there than in Debian, where the package has no such thing beside it."""
 
 
@@ -183,6 +185,8 @@ def deb_requirements(built: Built, package: str, weight: str) -> set[str]:
     found = set()
     for one in text.split(", ") if text else []:
         name, _, version = one.partition(" (")
+        if name in DEB_MORE:
+            continue
         found.add(" ".join([RPM_NAMES.get(name, name), *([version.rstrip(")")] if version else [])]))
     return found
 

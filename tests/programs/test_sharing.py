@@ -107,10 +107,11 @@ class TestLocksAcross:
         assert two.do(kind, "f", EX | NB) == "EAGAIN"
         assert two.do(kind, "f", SH | NB) == "EAGAIN"
         assert one.do(kind, "f", SH | NB) == "ok"
-        assert two.do(kind, "f", SH | NB) == "ok"
+        # What a program on the server gives up is free on the client one way of the line later (docs/production/caching.md).
+        until(lambda: two.do(kind, "f", SH | NB) == "ok", "it may be shared")
         assert one.do(kind, "f", EX | NB) == "EAGAIN"
         assert two.do(kind, "f", UN) == "ok"
-        assert one.do(kind, "f", EX | NB) == "ok"
+        until(lambda: one.do(kind, "f", EX | NB) == "ok", "it is free")
 
     @pytest.mark.parametrize("how", ["unlocks", "closes", "dies"])
     def test_a_waiter_gets_it_when_the_holder(self, cast: tuple[Actor, Actor], kind: str, how: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Mounted, Persona, Stage
+from harness import Mounted, Persona, Stage, need_that
 from harness.proxy import Proxy
 from harness.syscalls import DirectoryStream
 from harness.waiting import records, until, wait_for_record
@@ -193,6 +193,22 @@ def test_what_is_known_is_not_asked_for(mounted: Mounted, work: Any) -> None:
         return operations(mounted.server) - before
 
     until(lambda: asked() == 0, "nothing is asked any more")
+
+
+def test_a_file_that_is_known_is_opened_and_closed(mounted: Mounted, work: Any) -> None:
+    """Nothing else reaches the worker: it is the kernel who reads, and close(2) has nothing to tell."""
+    need_that([int(part) for part in os.uname().release.split(".")[:2]] >= [5, 16], "FOPEN_NOFLUSH is of Linux 5.16")
+    fill(work.behind)
+    until(lambda: shows(work.path, work.behind), "all is there")
+    files = [work.path / name for name in ("a/file", "a/other", "a/deep/one")]
+
+    def asked() -> int:
+        before = operations(mounted.server)
+        for _ in range(5):
+            assert [file.stat().st_size for file in files] == [len(file.read_bytes()) for file in files]
+        return operations(mounted.server) - before
+
+    until(lambda: asked() == 2 * 5 * len(files), "each is opened and closed, and that is all")
 
 
 # Listings that the kernel keeps by itself.

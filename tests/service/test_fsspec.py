@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import datetime
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -315,12 +316,16 @@ def test_no_daemon(tmp_path: Path) -> None:
         FuseGatedFileSystem(runtime=str(tmp_path)).ls("acme/work")
 
 
-def test_pandas_reads_and_writes_csv(server: Server, here: Here) -> None:
+def needed(name: str) -> Any:
+    """The module of that name, or no test."""
     try:
-        import pandas
-    except ImportError:
-        pandas = None
-    need_that(pandas is not None, "pandas is not installed")
+        return importlib.import_module(name)
+    except ImportError as error:
+        need_that(False, f"{name} cannot be imported: {error}")
+
+
+def test_pandas_reads_and_writes_csv(server: Server, here: Here) -> None:
+    pandas = needed("pandas")
     path, behind = here
     (behind / "in.csv").write_text("name,count\na,1\nb,2\n")
     options = {"runtime": str(server.runtime)}
@@ -339,3 +344,72 @@ def test_pandas_reads_and_writes_csv(server: Server, here: Here) -> None:
         assert file.read(10) == bytes(10)
     closed = wait_for_record(server, since, operation="release", path=f"/{behind.name}/large")
     assert int(closed["FUSE_GATED_BYTES"]) < 3 * 2**20
+
+
+def test_duckdb_reads_and_writes(fs: Any, here: Here) -> None:
+    """By duckdb's own readers, which ask for parts of a file from several threads."""
+    path, behind = here
+    for number in range(3):
+        (behind / f"in{number}.csv").write_text(f"name,count\na,{number}\nb,10\n")
+    url = f"fuse-gated://{path}"
+    with needed("duckdb").connect() as duckdb:
+        duckdb.register_filesystem(fs)
+
+        def ask(query: str) -> Any:
+            return duckdb.execute(query).fetchall()
+
+        assert ask(f"SELECT sum(count) FROM '{url}/in0.csv'") == [(10,)]
+        by_name = ask(f"SELECT filename, sum(count) FROM read_csv('{url}/in*.csv', filename = true) GROUP BY 1 ORDER BY 1")
+        assert by_name == [(f"{url}/in{number}.csv", 10 + number) for number in range(3)]
+        for _ in range(2):
+            # Once anew, and once in the place of what is there.
+            ask(f"COPY (FROM '{url}/in1.csv') TO '{url}/out.csv'")
+            assert (behind / "out.csv").read_text() == "name,count\na,1\nb,10\n"
+        ask(f"COPY (SELECT i, i % 3 AS k FROM range(300000) t(i)) TO '{url}/large.parquet'")
+        assert ask(f"SELECT count(*), sum(i), max(k) FROM '{url}/large.parquet'") == [(300000, 44999850000, 2)]
+        ask(f"COPY (SELECT i, i % 3 AS k FROM range(30) t(i)) TO '{url}/parts' (FORMAT parquet, PARTITION_BY (k))")
+        assert sorted(os.listdir(behind / "parts")) == ["k=0", "k=1", "k=2"]
+        parted = ask(f"SELECT k, count(*) FROM read_parquet('{url}/parts/**/*.parquet') GROUP BY 1 ORDER BY 1")
+        assert parted == [(0, 10), (1, 10), (2, 10)]
+        refused = f"fuse-gated://{TOP}/no-read/f"
+        with pytest.raises(Exception, match="Permission denied"):
+            ask(f"FROM read_csv('{refused}')")
+        with pytest.raises(Exception, match="Permission denied"):
+            ask(f"COPY (SELECT 1) TO 'fuse-gated://{TOP}/no-write/out.csv'")
+
+
+@pytest.fixture(params=["threads", "processes"])
+def scheduler(request: pytest.FixtureRequest) -> Iterator[None]:
+    with needed("dask").config.set(scheduler=request.param, num_workers=2):
+        yield
+
+
+def test_dask_reads_and_writes_text(server: Server, here: Here, scheduler: None) -> None:
+    """In processes, which are not forked, the filesystem is made anew from what was pickled of it."""
+    bag = needed("dask.bag")
+    path, behind = here
+    options = {"runtime": str(server.runtime)}
+    bag.from_sequence(range(3000), npartitions=3).map(str).to_textfiles(f"fuse-gated://{path}/*.txt", storage_options=options)
+    assert (behind / "1.txt").read_text() == "\n".join(map(str, range(1000, 2000)))
+    # More parts than files: each is read from somewhere within its file.
+    lines = bag.read_text(f"fuse-gated://{path}/*.txt", blocksize=1500, storage_options=options)
+    assert lines.npartitions > 6
+    assert lines.map(int).sum().compute() == sum(range(3000))
+
+
+def test_dask_reads_and_writes_frames(server: Server, here: Here, scheduler: None) -> None:
+    needed("pandas")
+    frames = needed("dask.dataframe")
+    path, behind = here
+    options = {"runtime": str(server.runtime)}
+    for number in range(2):
+        (behind / f"in{number}.csv").write_text("name,count\n" + "".join(f"r{row},{row}\n" for row in range(1000)))
+    table = frames.read_csv(f"fuse-gated://{path}/in*.csv", blocksize=3000, storage_options=options)
+    assert table.npartitions > 2
+    table.to_csv(f"fuse-gated://{path}/out-*.csv", index=False, storage_options=options)
+    assert len(list(behind.glob("out-*.csv"))) == table.npartitions
+    again = frames.read_csv(f"fuse-gated://{path}/out-*.csv", storage_options=options)
+    assert again["count"].sum().compute() == 2 * sum(range(1000))
+    table.to_parquet(f"fuse-gated://{path}/parquet", storage_options=options)
+    parquet = frames.read_parquet(f"fuse-gated://{path}/parquet", storage_options=options)
+    assert parquet["count"].sum().compute() == 2 * sum(range(1000))

@@ -3,6 +3,8 @@
 import contextlib
 import datetime
 import itertools
+import os
+import signal
 import socket
 import ssl
 import warnings
@@ -14,6 +16,7 @@ import pytest
 from harness import ALLOW_ALL, Export, Server, Stage, digest
 from harness.certificates import Authority, Pair, self_signed
 from harness.hostile import HostileClient
+from harness.parts import Parts
 from harness.waiting import told, until, wait_for_record
 
 from fuse_gated import control
@@ -120,6 +123,22 @@ def test_a_token_file_with_something_else(stage: Stage, server: Server) -> None:
     path.chmod(0o600)
     said = refused(stage, server, status=1, options=["--token-file", str(path)])
     assert f"the token file {path} holds something else than one token" in said
+
+
+def test_a_session_that_the_server_opens_too_slowly(stage: Stage) -> None:
+    """The client has done nothing wrong, and is to come again."""
+    server = stage.server(policy(), {"admission": {"login_deadline": "1s"}})
+    keeper = Parts(server).keeper
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        with HostileClient(server, "slow", "acme") as client:
+            assert client.upgrade() == 101
+            client.hello()
+            assert client.wait_closed() == (1013, "the server could not open the session in time")
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    with mounted(stage, server):
+        pass
 
 
 # Browsers: an Origin instead of Authorization, and the token in the hello.

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import platform
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from harness import Server, Stage, need
 from harness.hostile import SILENCE, Child, HostileClient, honest
 from harness.log import DEADLINE
 from harness.needs import need_that
-from harness.parts import Parts, end, state, thread_states
+from harness.parts import Parts, end, thread_states
 from harness.proxy import Proxy
 from harness.server import ALLOW_ALL
 from harness.stage import Export
@@ -24,8 +23,6 @@ from harness.waiting import until, wait_for_record
 from fuse_gated import control
 from fuse_gated.gate import audit_verify
 
-WAITING = {"x86_64": {"232", "281"}, "aarch64": {"22"}}.get(platform.machine(), set())
-"""The numbers of epoll_wait(2) and epoll_pwait(2), as /proc/PID/syscall shows them."""
 TENANT = {"users": ["root", "nobody"], "rules": ALLOW_ALL, "outage": {"mode": "wait", "grace": "60s"}}
 
 
@@ -46,25 +43,6 @@ def worker(server: Server) -> int:
     (session,) = control.call(str(server.runtime), "sessions")
     pid: int = session["pid"]
     return pid
-
-
-def victim(server: Server) -> int:
-    """The worker that is to be killed. With libfuse what was read is lost until it is stored (decision 0012): there it is not
-    to be killed between the two, and stands still as it waits, with requests on their way."""
-    pid = worker(server)
-    (session,) = control.call(str(server.runtime), "sessions")
-    if session["driver"] != "kernel":
-        until(lambda: _stopped_as_it_waited(pid), "it waits")
-    return pid
-
-
-def _stopped_as_it_waited(pid: int) -> bool:
-    os.kill(pid, signal.SIGSTOP)
-    until(lambda: state(pid) == "T", "it is stopped")
-    if Path(f"/proc/{pid}/syscall").read_text().split()[0] in WAITING:
-        return True
-    os.kill(pid, signal.SIGCONT)
-    return False
 
 
 class Busy:
@@ -131,7 +109,7 @@ def test_a_worker_that_ends(stage: tuple[Stage, Server], number: int) -> None:
         fcntl.lockf(kept, fcntl.LOCK_EX)
         for times in range(1, 5):
             busy.goes_on()
-            os.kill(victim(server) if number == signal.SIGKILL else worker(server), number)
+            os.kill(worker(server), number)
             resumed(client, times)
             busy.goes_on()
         with (client.directory / "kept").open("r+") as behind, pytest.raises(BlockingIOError):
@@ -190,7 +168,7 @@ def test_nothing_is_done_twice(stage: tuple[Stage, Server]) -> None:
     try:
         for times in range(1, 6):
             until(lambda: all(busy.rounds > 2 or busy.errors for busy in crowd), "all are at work")
-            os.kill(victim(server), signal.SIGKILL)
+            os.kill(worker(server), signal.SIGKILL)
             resumed(client, times)
             for busy in crowd:
                 busy.goes_on()
@@ -213,7 +191,7 @@ def test_a_signal_is_not_lost_with_the_worker(stage: tuple[Stage, Server]) -> No
         mount = client.open(silent)
         with Child(read_f, mount) as reader:
             client.pump(lambda: any(name == "open" for name, _ in client.requests))
-            pid = victim(server)
+            pid = worker(server)
             reader.send(signal.SIGINT)
             os.kill(pid, signal.SIGKILL)
             assert reader.wait(DEADLINE), "it is interrupted while nobody can answer it"

@@ -155,6 +155,51 @@ def test_what_was_answered_survives(stage: Stage, fault: str, direction: Directi
         assert {name: (here.export / name).read_bytes() == whole for name in files} == dict.fromkeys(files, True)
 
 
+def locks(fd: int) -> bool:
+    """Whether nobody else has it locked."""
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("direction", ["to client", "to server"])
+@pytest.mark.parametrize("fault", ["worker", "daemon", "connection"])
+def test_a_lock_that_was_given_up_is_free(stage: Stage, fault: str, direction: Direction) -> None:
+    """And who gets it on the client sees what was written under it; who gets it again on the server keeps it."""
+    with session(stage) as here:
+        parts = Parts(here.server)
+        fd = here.opened("file", os.O_RDWR)
+        there = os.open(here.export / "file", os.O_RDWR)
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+        assert not locks(there)
+        here.proxy.stall(direction, FOREVER)
+        assert os.write(fd, b"data") == 4
+        fcntl.lockf(fd, fcntl.LOCK_UN)
+        if direction == "to client":
+            assert not locks(there), "nobody has told the client"
+        else:
+            until(lambda: locks(there), "the client gives it up")
+            fcntl.lockf(there, fcntl.LOCK_UN)
+        if fault == "worker":
+            end(parts.worker, signal.SIGKILL)
+        elif fault == "daemon":
+            end(parts.daemon, signal.SIGKILL)
+        here.proxy.cut()
+        until(lambda: locks(there), "it is free")
+        assert os.pread(there, 10, 0) == b"data"
+        fcntl.lockf(there, fcntl.LOCK_UN)
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+        assert os.pwrite(fd, b"more", 4) == 4
+        os.fsync(fd)
+        assert not locks(there)
+        fcntl.lockf(fd, fcntl.LOCK_UN)
+        until(lambda: locks(there), "it is free once more")
+        os.close(fd)
+        os.close(there)
+
+
 def test_a_file_that_was_just_made(stage: Stage) -> None:
     """Its mode and times need not be waited for either, and outlive a worker."""
     with session(stage) as here:
@@ -187,6 +232,52 @@ def full(stage: Stage, size: str) -> Iterator[Session]:
             here.client.stop()
     finally:
         subprocess.run(["umount", "--lazy", export], check=True)
+
+
+@pytest.mark.parametrize("direction", ["to client", "to server"])
+def test_what_was_just_written_is_read_without_the_client(stage: Stage, direction: Direction) -> None:
+    """As an assembler does, which goes back and forth in what it makes. Once the client tells of it, it is asked again."""
+    with session(stage) as here:
+        os.listdir(here.mount)
+        fd = os.open(here.mount / "new", os.O_RDWR | os.O_CREAT, 0o640)
+        here.proxy.stall(direction, FOREVER)
+        assert os.fstat(fd).st_size == 0
+        assert os.pwrite(fd, b"world", 6) == 5
+        assert os.fstat(fd).st_size == 11
+        assert os.pread(fd, 4096, 0) == b"\0" * 6 + b"world"
+        assert os.pwrite(fd, b"hello ", 0) == 6
+        assert os.pread(fd, 4096, 0) == b"hello world"
+        here.proxy.flow()
+        until(lambda: (here.export / "new").read_bytes() == b"hello world", "the client has it")
+        (here.export / "new").write_bytes(b"what somebody else has made of it")
+        until(lambda: os.pread(fd, 4096, 0) == b"what somebody else has made of it", "it is seen")
+        assert os.fstat(fd).st_size == 33
+        (here.export / "new").unlink()
+        until(lambda: os.fstat(fd).st_nlink == 0, "that it has gone is seen")
+        os.close(fd)
+
+
+def test_what_is_put_into_a_directory_that_was_just_made_is_not_looked_for(stage: Stage) -> None:
+    """And what the client's own programs put there is seen."""
+    with session(stage) as here:
+        os.listdir(here.mount)
+        os.mkdir(here.mount / "made")
+        until(lambda: _is_missing_at_once(here, b"made/a"), "that it is empty is known")
+        (here.export / "made" / "a").write_text("theirs")
+        until(lambda: (here.mount / "made" / "a").exists(), "it is seen")
+        assert (here.mount / "made" / "a").read_text() == "theirs"
+
+
+def _is_missing_at_once(here: Session, name: bytes) -> bool:
+    """Whether it is known without the client that there is no such name."""
+    here.proxy.stall("to client", FOREVER)
+    thread = threading.Thread(target=lambda: os.path.exists(os.fsencode(here.mount) + b"/" + name))
+    thread.start()
+    thread.join(0.5)
+    known = not thread.is_alive()
+    here.proxy.flow()
+    thread.join()
+    return known
 
 
 def test_a_full_disk_is_told(stage: Stage) -> None:

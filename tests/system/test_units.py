@@ -222,7 +222,7 @@ def test_a_user_of_that_name_that_was_there_stays_as_it_is(guest: Guest) -> None
 
 def test_apparmors_rules_are_ones(guest: Guest) -> None:
     """As the profile includes them that Ubuntu ships."""
-    included = '  include <abstractions/base>\n  include "/etc/apparmor.d/local/fusermount3"\n'
+    included = '  include <abstractions/base>\n  include <abstractions/fuse-gated>\n'
     profile = f"abi <abi/4.0>,\ninclude <tunables/global>\nprofile fusermount3 /usr/bin/fusermount3 {{\n{included}}}\n"
     guest.write("/tmp/profile", profile)
     guest.run("apparmor_parser", "--skip-kernel-load", "--skip-cache", "/tmp/profile")

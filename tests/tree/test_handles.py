@@ -114,6 +114,6 @@ def test_what_nobody_here_wants_is_closed_under_a_number_of_its_own(handles, nod
     first = handles.add(node, b"a", 70, 0)
     number = handles.close(71, directory=True)
     assert number == first.id + 1
-    assert handles.releasing == {number: (71, True, ())}
+    assert handles.releasing == {number: (71, True, (), 0)}
     assert number in handles.changed
     assert handles.add(node, b"a", 72, 0).id == number + 1

@@ -201,6 +201,23 @@ def test_answers_that_may_be_worked_out_again_are_not_kept() -> None:
     assert [journal.kept(8, answer) for answer in again] == [None] * 3
 
 
+def test_the_request_that_opened_a_file_here_has_its_handle_when_it_comes_again() -> None:
+    """And no other row says so."""
+    tree = Tree()
+    handle = tree.handles.add(known(tree), b"f", None, 0)
+    handle.request = 8
+    asked = tree.handles.add(known(tree), b"f", 70, 0)
+    rows = tree.commit()
+    again = tree.again().handles.get(handle.id)
+    assert again is not None
+    assert again.request == 8
+    _, _, found = restored(ROWS.decode(msgspec.msgpack.encode(rows)))
+    assert found.answers == {8: Opened(handle.id)}
+    tree.handles.remove(handle.id)
+    _, _, found = restored(ROWS.decode(msgspec.msgpack.encode([*rows, *tree.commit()])))
+    assert (found.answers, asked.request) == ({}, 0)
+
+
 # What comes of it.
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_gated.operations import Setlk
-from fuse_gated.tree.posix_locks import UNLOCK, Held, PosixLocks
+from fuse_gated.tree import posix_locks
+from fuse_gated.tree.posix_locks import UNLOCK, WRITE, Held, PosixLocks
 
 
 def taken(owner: int, start: int, end: int, kind: int, pid: int = 7) -> Setlk:
@@ -20,6 +22,24 @@ requests = st.lists(
     ),
     max_size=12,
 )  # fmt: skip
+
+
+def test_who_has_wanted_a_lock_is_remembered() -> None:
+    locks = PosixLocks()
+    locks.restore(5, [])
+    locks.wants(6)
+    locks.restore(7, [Held(1, 0, 9, 1, 101)])
+    locks.closed(7)
+    assert [locks.is_wanted(place) for place in (5, 6, 7)] == [False, True, True]
+
+
+def test_where_too_many_were_wanted_all_may_have_been(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posix_locks, "MOST_REMEMBERED", 3)
+    locks = PosixLocks()
+    for place in range(10):
+        assert locks.is_wanted(100) is (place >= 3)
+        locks.wants(place)
+    assert len(locks._wanted) == 3, "and no more memory is taken for it"
 
 
 @given(requests)
@@ -71,3 +91,15 @@ def test_close_gives_up_the_owners_locks_and_no_others() -> None:
     locks.closed(5)
     locks.closed(6)
     assert len(locks) == 0
+
+
+@given(requests, st.integers(1, 3), st.integers(0, 9), st.integers(0, 9))
+def test_who_excludes_all_others_has_each_byte_for_writing(asked: list[Setlk], owner: int, one: int, two: int) -> None:
+    locks, writers = PosixLocks(), {}
+    for request in asked:
+        locks.changed(1, request)
+        for byte in range(request.start, request.end + 1):
+            writers[request.owner, byte] = request.type == WRITE
+    start, end = min(one, two), max(one, two)
+    assert locks.excludes_others(1, owner, start, end) == all(writers.get((owner, byte)) for byte in range(start, end + 1))
+    assert not locks.excludes_others(2, owner, start, end)

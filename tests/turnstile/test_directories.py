@@ -1,7 +1,7 @@
 """turnstile/directories.py: listings page by page, without what the gate hides."""
 
 import pytest
-from harness.sansio import DIRECTORY, EVERYTHING, REGULAR, ROOT, Errno, Mount, attributes
+from harness.sansio import DIRECTORY, EVERYTHING, REGULAR, ROOT, Errno, Mount, Tree, attributes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -360,3 +360,79 @@ def test_a_listing_goes_on_correctly_from_any_offset(prefixes, size, plus, offse
         at = answer[-1].offset
         assert all(entry.entry is None or entry.entry.attributes.inode == 1000 + entry.offset - 3 for entry in answer)
     assert found == [pair for pair in shown if pair[0] > offset]
+
+
+# Synchronising.
+
+
+class Here:
+    """A directory that is only open here."""
+
+    def __init__(self):
+        self.tree = Tree({b"d": None, b"d/f": b"text"})
+        self.mount = Mount(watches=True)
+        self.mount.known(self.tree)
+        self.node = self.mount.walk(self.tree, b"d")
+        self.handle = self.mount.see(self.tree, op.Opendir(self.node, 0)).handle
+        self.mount.clear()
+
+    def sync(self, result):
+        """Asked by its path, the client answers so."""
+        number = self.mount.ask(op.Fsyncdir(self.node, self.handle, True))
+        assert self.mount.arguments == messages.Fsyncdir(0, True, b"d")
+        self.mount.reply(number, result)
+        return number
+
+    def opened(self, number):
+        """It is opened for that after all."""
+        assert isinstance(self.mount.arguments, messages.Opendir)
+        [(_, remote)] = [(each, self.tree.attributes(b"d").inode) for each in self.mount.serve(self.tree, messages.Opendir)]
+        assert self.mount.arguments == messages.Fsyncdir(remote, True)
+        self.mount.reply(number, None)
+        assert self.mount.answer(number) == op.Done()
+
+
+def test_what_is_only_open_here_is_not_opened_for_that():
+    here = Here()
+    assert here.mount.answer(here.sync(here.tree.attributes(b"d"))) == op.Done()
+    assert [frame.operation for frame in here.mount.sent] == ["fsyncdir"]
+    here.mount.do(op.Releasedir(here.node, here.handle))
+    assert [frame.operation for frame in here.mount.sent] == ["fsyncdir"]
+
+
+def test_that_the_disk_is_at_fault_is_told():
+    here = Here()
+    assert failed(here.mount.answer(here.sync(Errno("EIO")))) == "EIO"
+
+
+@pytest.mark.parametrize("result", [None, attributes(4711, DIRECTORY), Errno("ENOENT"), Errno("ENOTDIR")])
+def test_what_another_may_be_by_now_is_opened(result):
+    here = Here()
+    here.opened(here.sync(result))
+
+
+def test_a_client_that_knows_no_such_way_is_not_asked_so_again():
+    here = Here()
+    here.opened(here.sync(Errno("EBADF")))
+    handle = here.mount.see(here.tree, op.Opendir(here.node, 0)).handle
+    here.mount.clear()
+    number = here.mount.ask(op.Fsyncdir(here.node, handle, True))
+    here.opened(number)
+
+
+def test_what_no_directory_is_like_ends_the_session():
+    with pytest.raises(ProtocolError):
+        Here().sync(attributes(5, DIRECTORY, size=-1))
+
+
+def test_what_is_open_there_or_gone_is_named_as_ever():
+    mount = Mount()
+    handle = mount.opendir(mount.lookup(b"d", DIRECTORY, inode=500))
+    assert mount.do(op.Fsyncdir(2, handle, False), None) == op.Done()
+    assert mount.arguments == messages.Fsyncdir(88, False)
+    here = Here()
+    here.mount.do(op.Lookup(ROOT, b"d"))
+    here.mount.notice(b"d", attributes=(None,))
+    here.mount.see(here.tree, op.Getattr(ROOT))
+    here.mount.t.inodes.removed(here.mount.t.inodes.get(here.node))
+    assert failed(here.mount.do(op.Fsyncdir(here.node, here.handle, False))) == "ESTALE"

@@ -530,3 +530,21 @@ def test_an_empty_directory_that_the_client_has_opened_is_read_anew() -> None:
     t.contents[b"d/new"] = b""
     m.notice(b"d/new", attributes=(t.attributes(b"d/new"),))
     assert listed(m, t, handle, d) == [b".", b"..", b"new"]
+
+
+def test_where_the_kernels_own_copy_does_not_go_on_it_goes_on_in_the_same_order() -> None:
+    """Also where the client has opened the directory meanwhile, which lists in an order of its own."""
+    m, t = mount(), tree()
+    first = opened(m, t)
+    whole = listed(m, t, first)
+    assert listed(m, t, first, offset=len(whole)) == []
+    closed(m, t, first)
+    again = opened(m, t)
+    assert flags(again) == AGAIN
+    m.tick(lazily.LINGERS)
+    m.serve(t)
+    assert not m.t.handles.unopened
+    t.contents[b"0"] = b"first of all"
+    m.notice(b"0", attributes=(t.attributes(b"0"),))
+    assert listed(m, t, again, offset=3) == [*whole[3:], b"0"]
+    assert "readdir" not in asked(m)

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 from harness.sansio import (
+    DIRECTORY,
     O_RDONLY,
     O_RDWR,
     ROOT,
@@ -18,7 +19,7 @@ from fuse_gated.operations import Attributes
 from fuse_gated.tree import journal
 from fuse_gated.tree.journal import Asked, HandleRow, NodeRow
 from fuse_gated.turnstile import lazily
-from fuse_gated.turnstile.effects import Answer
+from fuse_gated.turnstile.effects import Answer, InvalidateInode
 from fuse_gated.turnstile.turnstile import INTERRUPT_GRACE, Limits
 from fuse_gated.wire import messages as wire
 
@@ -314,7 +315,8 @@ def test_by_path_another_file_is_never_taken_for_it() -> None:
     m.notice(b"a", b"b", attributes=(attributes(999), attributes(998)))
     number = m.ask(op.Read(b"a", answer.handle, 0, 9))
     m.reply(m.sent[-1].id, wire.OpenedFile(7, attributes(999)))
-    assert m.answer(number) == op.Failed(ESTALE)
+    assert m.answer(number) == op.Data(b"one")
+    assert m.arguments == wire.Release(7)
 
 
 def test_by_path_what_is_not_watched_any_more_is_read_from_the_client() -> None:
@@ -439,7 +441,7 @@ def test_a_handle_that_no_client_may_give_ends_the_session(remote: int) -> None:
 # Directories.
 
 
-def test_a_directory_that_is_open_here_is_opened_there_to_be_synchronised_or_removed() -> None:
+def test_a_directory_that_is_open_here_is_opened_there_to_be_removed_and_by_who_finds_another() -> None:
     m, t = mount(), tree()
     m.known(t)
     d = m.walk(t, b"d")
@@ -453,9 +455,106 @@ def test_a_directory_that_is_open_here_is_opened_there_to_be_synchronised_or_rem
     m.reply(m.sent[2].id, Errno("ENOTEMPTY"))
     assert m.answer(number) == op.Failed(39)
     number = m.ask(op.Fsyncdir(d, answer.handle, False))
+    assert m.arguments == wire.Fsyncdir(0, False, b"d")
+    m.reply(number, Errno("ENOENT"))
     m.serve(t, wire.Opendir)
-    m.reply(m.sent[-1].id, None)
+    m.reply(number, None)
     assert m.answer(number) == op.Done()
+
+
+# What nobody else can say.
+
+
+def test_a_file_that_was_moved_away_before_it_was_opened_there_is_read_on() -> None:
+    """Of a rename the client tells as of a change: only the time of that is another one."""
+    m, t = mount(), tree()
+    node, handle = opened(m, t)
+    found = t.attributes(b"a")
+    assert found is not None
+    m.notice(b"a", attributes=(msgspec.structs.replace(found, ctime=found.ctime + 1, nlink=2),))
+    m.notice(b"a", attributes=(attributes(4711),))
+    m.clear()
+    number = m.ask(op.Read(node, handle, 1, 10))
+    m.reply(m.sent[-1].id, wire.OpenedFile(7, attributes(4711)))
+    assert m.answer(number) == op.Data(b"ne")
+    assert m.arguments == wire.Release(7)
+
+
+def test_what_was_in_a_file_that_changed_before_it_went_nobody_says() -> None:
+    m, t = mount(), tree()
+    node, handle = opened(m, t)
+    changed = t.change(b"a", b"changed")
+    m.notice(b"a", attributes=(changed,))
+    m.notice(b"a", attributes=(None,))
+    number = m.ask(op.Read(node, handle, 0, 10))
+    m.reply(m.sent[-1].id, Errno("ENOENT"))
+    assert m.answer(number) == op.Failed(ESTALE)
+    number = m.ask(op.Getattr(node, handle))
+    m.reply(m.sent[-1].id, Errno("ENOENT"))
+    answer = m.answer(number)
+    assert isinstance(answer, op.Attr)
+    assert (answer.attributes.size, answer.attributes.nlink) == (len(b"changed"), 0)
+
+
+def test_what_the_kernel_has_of_a_file_that_is_gone_it_keeps() -> None:
+    """For who has it open, and for nobody who opens it later."""
+    m, t = mount(), tree()
+    node, _handle = opened(m, t)
+    m.notice(b"a", attributes=(attributes(4711),))
+    assert InvalidateInode(node, pages=False) in m.log
+    found = m.t.inodes.get(node)
+    assert found is not None
+    assert found.kept == -1
+
+
+def test_who_opens_a_name_that_was_gone_under_another_asks_the_client() -> None:
+    m, t = mount(), tree()
+    node, handle = opened(m, t)
+    number = m.ask(op.Lseek(node, handle, 0, 4))
+    m.reply(m.sent[-1].id, wire.OpenedFile(7, attributes(4711)))
+    assert m.answer(number) == op.Failed(ESTALE)
+    m.serve(t)
+    m.clear()
+    m.see(t, op.Open(node, O_RDONLY))
+    assert operations(m) == ["open"]
+
+
+@pytest.mark.parametrize("what", [attributes(4711, DIRECTORY), Errno("ENOENT")], ids=["replaced", "removed"])
+@pytest.mark.parametrize("there", [True, False], ids=["at the client", "here alone"])
+def test_fstat_of_a_directory_that_lost_its_name_is_about_that_directory(there: bool, what: Attributes | Errno) -> None:
+    """The kernel names no handle."""
+    m, t = mount(), tree()
+    m.known(t)
+    node = m.walk(t, b"d")
+    assert isinstance(m.see(t, op.Opendir(node, 0)), op.Opened)
+    if there:
+        m.tick(lazily.LINGERS)
+        m.serve(t)
+    m.t.cache.clear()
+    m.clear()
+    number = m.ask(op.Getattr(node, None))
+    m.reply(number, what)
+    found = t.attributes(b"d")
+    assert found is not None
+    if there:
+        assert m.arguments == wire.Getattr(found.inode)
+        m.reply(number, found)
+    else:
+        m.reply(m.sent[-1].id, Errno("ENOENT"))
+    answer = m.answer(number)
+    assert isinstance(answer, op.Attr)
+    assert answer.attributes.inode == found.inode
+
+
+def test_a_client_that_says_of_what_is_open_that_it_is_another_is_asked_once() -> None:
+    m = Mount()
+    node = m.lookup(b"d", DIRECTORY)
+    m.opendir(node, remote=88)
+    number = m.ask(op.Getattr(node, None))
+    m.reply(number, attributes(4711, DIRECTORY))
+    assert m.arguments == wire.Getattr(88)
+    m.reply(number, attributes(4712, DIRECTORY))
+    assert m.answer(number) == op.Failed(ESTALE)
 
 
 # Those who come after.

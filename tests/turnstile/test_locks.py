@@ -1,11 +1,16 @@
 """turnstile/locks.py: POSIX locks and flock, which wait without blocking anything else."""
 
+import math
+
 import pytest
 from harness.sansio import EVERYTHING, ROOT, Errno, Mount, attributes
 
 from fuse_gated import operations as op
-from fuse_gated.errors import errno_name
+from fuse_gated.errors import ProtocolError, errno_name
+from fuse_gated.gate.tenant import Cache
 from fuse_gated.gate.verdict import EXECUTE, READ, WRITE, Rule
+from fuse_gated.tree.cache import Name
+from fuse_gated.turnstile.effects import Answer
 from fuse_gated.turnstile.limits import Limits
 from fuse_gated.wire import messages
 from fuse_gated.wire.messages import LockState, OpenedFile
@@ -244,3 +249,97 @@ def test_a_lock_is_the_files_wherever_it_was_renamed_to(file):
     file.mount.do(file.lock(), None)
     file.mount.do(op.Rename(ROOT, b"f", ROOT, b"g", 0), None)
     assert file.mount.do(file.test(), LockState(WRITE_LOCK, 0, 10)).pid == 4321
+
+
+# What the client says with the lock.
+
+FILE = attributes(21, size=2**20)
+
+
+class Watched(File):
+    """A file of a directory that the client watches."""
+
+    def __init__(self, **options):
+        super().__init__(watches=True, **options)
+        self.t = self.mount.t
+        cache = self.t.cache
+        names = [Name(b"f", 21, 0o100000, FILE), Name(b"g", 22, 0o100000, attributes(22))]
+        cache.listed(b"", None, names, complete=True, since=cache.tick, until=math.inf)
+
+    def taken(self, found, *notices):
+        """Take it; the client says what it is like, after it has told of this."""
+        number = self.mount.ask(self.lock())
+        assert self.mount.arguments.current is True
+        for path, attributes_ in notices:
+            self.mount.notice(path, attributes=(attributes_,))
+        self.mount.clear()
+        self.mount.reply(number, found)
+        assert self.mount.answer(number) == op.Done()
+        return self.mount.story
+
+    def looks(self):
+        """The size that fstat(2) shows, which asks nobody."""
+        before = len(self.mount.sent)
+        answer = self.mount.answer(self.mount.ask(op.Getattr(self.node, self.handle)))
+        assert len(self.mount.sent) == before
+        return answer.attributes.size
+
+
+def test_what_it_says_will_do():
+    file = Watched()
+    assert file.taken(FILE) == [f"forget attributes of {file.node}", "answer Done"], "nothing has become of its pages"
+    assert file.looks() == 2**20
+
+
+def test_what_has_changed_is_read_again():
+    file = Watched()
+    now = attributes(21, size=6, mtime=9)
+    assert file.taken(now) == [f"forget attributes of {file.node}", f"forget {file.node}", "answer Done"]
+    assert file.looks() == 6
+    assert file.taken(now, (b"f", now))[-2:] == [f"forget attributes of {file.node}", "answer Done"]
+
+
+def test_what_was_written_here_meanwhile_is_read_again():
+    file = Watched()
+    file.mount.do(op.Write(file.node, file.handle, 0, b"data", from_cache=False), 4)
+    assert f"forget {file.node}" in file.taken(FILE)
+
+
+def test_who_is_told_has_what_the_kernel_was_to_forget_before():
+    file = Watched()
+    file.taken(FILE, (b"f", attributes(21, size=6, mtime=9)))
+    [answer] = [effect for effect in file.mount.log if isinstance(effect, Answer)]
+    assert answer.in_order is True
+    file.mount.clear()
+    file.mount.do(file.lock(UNLOCK), None)
+    [answer] = [effect for effect in file.mount.log if isinstance(effect, Answer)]
+    assert answer.in_order is False
+    assert file.mount.arguments.current is False
+
+
+def test_of_a_file_that_has_another_name_by_now_nothing_is_known():
+    file = Watched()
+    file.taken(FILE, (b"f", attributes(99)))
+    number = file.mount.ask(op.Getattr(file.node, file.handle))
+    assert file.mount.answers(number) == []
+
+
+def test_of_another_file_it_says_nothing():
+    file = Watched()
+    file.taken(attributes(22))
+    number = file.mount.ask(op.Getattr(file.node, file.handle))
+    assert file.mount.answers(number) == []
+
+
+def test_what_no_file_is_like_ends_the_session():
+    file = Watched()
+    number = file.mount.ask(file.lock())
+    with pytest.raises(ProtocolError):
+        file.mount.reply(number, attributes(21, size=-1))
+
+
+@pytest.mark.parametrize("cache", [Cache("strict"), Cache("ttl", 5.0)])
+def test_nobody_is_asked_who_does_not_tell_of_changes(cache):
+    file = File(watches=True, cache=cache)
+    assert file.mount.do(file.lock(), None) == op.Done()
+    assert file.mount.arguments.current is False

@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 from harness.sansio import CALLER, EVERYTHING, ROOT, Errno, Mount, attributes
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fuse_gated import operations as op
 from fuse_gated.errors import ProtocolError, errno_number
@@ -293,6 +295,33 @@ def test_very_many_are_counted_before_they_are_too_many():
         session.measures.ended(session.call(number=2 * number), Done())
     assert session.measures.ends == []
     assert session.figures.count == measures.FOLD_AT
+
+
+ANSWERS = [Done(), Failed(2), Failed(5), Data(b"12345"), Count(7)]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["getattr", "read", "write", "open"]),
+            st.one_of(st.floats(-1, 40), st.sampled_from([0.0, *measures.BOUNDS])),
+            st.sampled_from(ANSWERS),
+        ),
+        max_size=20,
+    )
+)
+def test_what_is_answered_here_alone_is_counted_as_everything_else(ended):
+    """There is a shorter way for it."""
+    short, long = Session(), Session()
+    for operation, seconds, answer in ended:
+        for session in (short, long):
+            call = session.call(operation)
+            call.started -= seconds
+            if session is long:
+                call.spent = 0.0, 0.0, 0.0
+            session.measures.ended(call, answer)
+    assert short.figures.operations == long.figures.operations
+    assert short.block.tobytes() == long.block.tobytes()
 
 
 def test_what_was_written_is_not_kept_for_it():

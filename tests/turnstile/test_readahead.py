@@ -422,6 +422,7 @@ def test_what_is_said_of_another_file_changes_nothing():
 
 
 def other_attributes(reading):
+    reading.t.cache.forget(b"")
     reading.mount.do(op.Getattr(reading.node, reading.handle), attributes(21, size=SIZE, mtime=99))
 
 

@@ -58,6 +58,7 @@ REPLIES = {
         Gathered(None, FILE, False, (ListedEntry(b"x", 31, 0o100000), ListedEntry(b"y", 32, 0, FILE)), True),
     ),
     None: None,
+    Attributes | None: FILE,
 }
 
 

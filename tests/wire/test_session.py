@@ -449,3 +449,10 @@ class Bounds(RuleBasedStateMachine):
 
 TestBounds = Bounds.TestCase
 TestBounds.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_what_gives_up_a_lock_has_a_number_that_nothing_else_has():
+    session = Session(lambda _frame: None, lambda *_: None, lambda _notice: None, max_in_flight=1, max_bytes_in_flight=1)
+    numbers = [of(number) for number in (2, 4, 10**9) for of in (session.unlock_id, session.rest_id, session.lasting_id)]
+    assert len(set(numbers)) == len(numbers)
+    assert all(number % 2 == 0 and session.is_own(number) for number in numbers)

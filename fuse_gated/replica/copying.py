@@ -1,0 +1,291 @@
+"""One name after the other is brought to where both sides are the same (plan.py says how), so that nothing that anybody has
+closed is lost whenever the process is killed. How it goes to the client is in sending.py.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
+
+from fuse_gated.paths import shown
+from fuse_gated.replica import names
+from fuse_gated.replica.ledger import Book, Kept, Same
+from fuse_gated.replica.plan import Action, decide
+from fuse_gated.replica.room import Room
+from fuse_gated.replica.sending import Sending
+from fuse_gated.replica.sides import Busy, Changed, Far, Near, Refused
+from fuse_gated.replica.version import DIRECTORY, FILE, LINK, OTHER, Base, Version
+
+_REMOVALS: Final = frozenset({Action.REMOVE_LOCAL, Action.REMOVE_REMOTE, Action.FORGET})
+
+
+class Copy:
+    """`token` makes names that nobody else has. `tell` takes a line for people."""
+
+    def __init__(
+        self,
+        near: Near,
+        far: Far,
+        book: Book,
+        *,
+        room: Room,
+        session: str,
+        token: Callable[[], str],
+        tell: Callable[[str], None],
+    ) -> None:
+        self.ledger = book.ledger
+        self.room = room
+        self.left_out: dict[bytes, tuple[Version, str]] = {}
+        """What the client has and the copy has not, and why."""
+        self.unsent: dict[bytes, str] = {}
+        """What the copy has and the client does not get, and why."""
+        self.again: set[bytes] = set()
+        """To be looked at again soon."""
+        self._near = near
+        self._far = far
+        self._note = book.note
+        self._session = session
+        self._tell = tell
+        self._sending = Sending(near, far, book, session=session, token=token, tell=tell, again=self.again)
+
+    def recover(self) -> None:
+        """What was begun on the client and never ended. Raises Away."""
+        self._sending.recover()
+
+    def retry(self) -> None:
+        """The rules or the room are others: what was refused is tried again."""
+        self.left_out.clear()
+        self.unsent.clear()
+        for path in list(self.ledger.kept):
+            self._note(Kept(path, None))
+
+    def withdraw(self, path: bytes, why: str) -> None:
+        """The client's content may no longer be read: what is here of it goes, unless somebody has changed it."""
+        base = self.ledger.bases.get(path)
+        with self._refusals(path), contextlib.suppress(Changed, Busy):
+            if base is not None and base.local == self._near.look(path):
+                self._leave_out(path, base.local, base.remote, why)
+
+    def round(self, here: Iterable[bytes], there: Mapping[bytes, Version], is_unknown: Callable[[bytes], bool]) -> None:
+        """Settle whatever is on either side, or was. `there` is all that the client has, but for what `is_unknown`: that is left
+        as it is. What is removed comes last, and what lies deepest first. Raises Away."""
+        removals: list[bytes] = []
+        self.again.clear()
+        for path in sorted({*here, *there, *self.ledger.bases, *self.left_out, *self.ledger.kept}):
+            if is_unknown(path):
+                continue
+            with self._refusals(path):
+                if decide(self.ledger.bases.get(path), self._near.look(path), there.get(path)) in _REMOVALS:
+                    removals.append(path)
+                else:
+                    self.settle(path, there.get(path))
+        for path in reversed(removals):
+            self.settle(path, there.get(path))
+
+    def settle(self, path: bytes, remote: Version | None) -> None:
+        """Do what is to be done with a name, of which the client says that. Raises Away."""
+        if path == names.TOLD or names.is_temporary(path):
+            return
+        with self._refusals(path):
+            local = self._near.look(path)
+            self.room.has(path, local)
+            if remote is None:
+                self.left_out.pop(path, None)
+            if local is None:
+                self.unsent.pop(path, None)
+                self._note(Kept(path, None))
+            action = decide(self.ledger.bases.get(path), local, remote)
+            try:
+                self._do(action, path, local, remote)
+            except Changed:
+                self.again.add(path)
+                if action is Action.SEND:
+                    self.unsent[path] = "not sent yet"
+            except Busy:
+                # It is tried again when it is closed.
+                self.unsent[path] = "a program has it open for writing"
+            else:
+                if action is not Action.SEND:
+                    self.unsent.pop(path, None)
+
+    @contextlib.contextmanager
+    def _refusals(self, path: bytes) -> Iterator[None]:
+        """What nobody lets us do here keeps nothing else up."""
+        try:
+            yield
+        except Refused as refused:
+            self.unsent[path] = refused.reason
+
+    def _do(self, action: Action, path: bytes, local: Version | None, remote: Version | None) -> None:
+        match action:
+            case Action.FORGET:
+                self._forget(path)
+            case Action.ADOPT:
+                self._note(Same(path, Base(_there(local), _there(remote))))
+            case Action.FETCH:
+                self._fetch(path, local, _there(remote))
+            case Action.SEND:
+                self._send(path, _there(local), remote)
+            case Action.REMOVE_LOCAL:
+                self._remove_here(path, _there(local))
+            case Action.REMOVE_REMOTE:
+                self._remove_there(path, _there(remote))
+            case Action.CONFLICT:
+                self._conflict(path, _there(local), _there(remote))
+
+    # From the client.
+
+    def _fetch(self, path: bytes, local: Version | None, remote: Version) -> None:
+        why = self._why_not(path, remote)
+        if not why and local is None and self.left_out.get(path, (None,))[0] == remote:
+            # Tried before, and it is the same still.
+            return
+        if why:
+            self._leave_out(path, local, remote, why)
+            return
+        try:
+            installed = self._fetched(path, local, remote)
+        except Refused as refused:
+            self._leave_out(path, local, remote, refused.reason)
+            return
+        self.left_out.pop(path, None)
+        self.room.has(path, installed)
+        self._note(Same(path, Base(installed, remote)))
+
+    def _why_not(self, path: bytes, remote: Version) -> str:
+        if remote.kind == OTHER:
+            return "neither a file, a directory nor a link"
+        if remote.kind == LINK and not names.stays_inside(path, remote.target):
+            return "a link that may lead out of the export"
+        return self.room.why_not(path, remote)
+
+    def _leave_out(self, path: bytes, local: Version | None, remote: Version, why: str) -> None:
+        """What is not copied must not look as if it were what it was."""
+        if local is not None:
+            self._remove_here(path, local)
+        self.left_out[path] = (remote, why)
+
+    def _fetched(self, path: bytes, local: Version | None, remote: Version) -> Version:
+        if remote.kind != FILE:
+            if local is not None:
+                self._near.remove(path, local)
+            return self._near.make(path, remote)
+        found, chunks = self._far.read(path)
+        if found != remote:
+            raise Changed
+        name = self._near.receive(chunks, remote)
+        try:
+            if self._far.look(path) != remote:
+                raise Changed
+            return self._near.install(name, path, local)
+        finally:
+            self._near.discard(name)
+
+    # To the client.
+
+    def _send(self, path: bytes, local: Version, remote: Version | None) -> None:
+        if local.kind == OTHER:
+            self.unsent[path] = "neither a file, a directory nor a link"
+            return
+        if self.ledger.kept.get(path) == local:
+            self.unsent.setdefault(path, "the policy refuses it")
+            return
+        try:
+            if local.kind == DIRECTORY:
+                self._note(Same(path, Base(local, self._far.make(path, local))))
+            else:
+                self._sending.put(path, local, remote)
+        except Refused as refused:
+            self._keep_refused(path, local, remote, refused.reason)
+        else:
+            self.unsent.pop(path, None)
+            self._note(Kept(path, None))
+
+    def _keep_refused(self, path: bytes, local: Version, remote: Version | None, reason: str) -> None:
+        """It stays here. Where the client has another one of that name, that one is to be seen by it."""
+        kept = path
+        if remote is not None:
+            kept = self._aside(path, names.refused)
+            self._forget(path)
+        self._note(Kept(kept, self._near.look(kept) if remote is not None else local))
+        self.unsent[kept] = reason
+        self._tell(f"{shown(path)} is not sent ({reason}): what was written here stays at {shown(kept)}")
+
+    # Both.
+
+    def _remove_here(self, path: bytes, local: Version) -> None:
+        try:
+            self._near.remove(path, local)
+        except (Changed, Refused):
+            # What lies in it is not on the client, or nobody lets us: both sides are looked at anew.
+            self._forget(path)
+            raise Changed from None
+        self._forget(path)
+        self.room.has(path, None)
+
+    def _remove_there(self, path: bytes, remote: Version) -> None:
+        try:
+            if remote.kind == DIRECTORY:
+                self._far.remove(path, remote)
+            else:
+                self._sending.take_away(path, remote)
+        except Refused as refused:
+            self._tell(f"{shown(path)} comes back: the client keeps it ({refused.reason})")
+            self.again.add(path)
+        except Changed:
+            self.again.add(path)
+        self._forget(path)
+
+    def _conflict(self, path: bytes, local: Version, remote: Version) -> None:
+        if self._alike(path, local, remote):
+            self._note(Same(path, Base(local, remote)))
+            return
+        aside = self._aside(path, names.conflict)
+        self._forget(path)
+        self._tell(f"{shown(path)} has changed on both sides: what was written here is {shown(aside)} on both from now on")
+
+    def _alike(self, path: bytes, local: Version, remote: Version) -> bool:
+        if (local.kind, local.size, local.executable) != (remote.kind, remote.size, remote.executable) or local.kind != FILE:
+            return False
+        found, ours = self._near.read(path)
+        try:
+            there, theirs = self._far.read(path)
+            equal = _equal(ours, theirs)
+        except Refused:
+            return False
+        if (found, there) != (local, remote) or self._near.look(path) != local or self._far.look(path) != remote:
+            raise Changed
+        return equal
+
+    def _aside(self, path: bytes, name: Callable[[bytes, str, int], bytes]) -> bytes:
+        """Give what is here the first name of that kind that is free."""
+        number = 1
+        while self._near.look(name(path, self._session, number)) is not None:
+            number += 1
+        aside = name(path, self._session, number)
+        self._near.move(path, aside)
+        self.again |= {path, aside}
+        return aside
+
+    def _forget(self, path: bytes) -> None:
+        self._note(Same(path, None))
+
+
+
+def _there(found: Version | None) -> Version:
+    """What `decide` has seen is there."""
+    assert found is not None
+    return found
+
+
+def _equal(one: Iterator[bytes], other: Iterator[bytes]) -> bool:
+    """Whether the two yield the same bytes, however they are cut."""
+    left = right = b""
+    while True:
+        left = left or next(one, b"")
+        right = right or next(other, b"")
+        if not left or not right:
+            return not left and not right
+        length = min(len(left), len(right))
+        if left[:length] != right[:length]:
+            return False
+        left, right = left[length:], right[length:]

@@ -1,0 +1,78 @@
+"""The ledger of a copy as a file: what it is true of, and what a killed process leaves."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fuse_gated import local_ledger
+from fuse_gated.local_ledger import LedgerFile, mark_new
+from fuse_gated.replica.ledger import Book, Same
+from fuse_gated.replica.version import DIRECTORY, Base, Version
+
+BASE = Base(Version(DIRECTORY), Version(DIRECTORY))
+EXPORT = (1, 2)
+
+
+class Place:
+    def __init__(self, directory: Path) -> None:
+        self.root, self.beside = directory / "root", directory / "beside"
+        self.root.mkdir()
+        self.beside.mkdir()
+        self.fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (self.root, self.beside)]
+        self.files: list[LedgerFile] = []
+
+    def open(self, export: tuple[int, int] = EXPORT, *, empty: bool = False) -> Book | None:
+        self.files.append(LedgerFile(self.fds[1]))
+        return self.files[-1].open(self.fds[0], export, empty=empty)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    for file in made.files:
+        file.close()
+        file.close()
+    for fd in made.fds:
+        os.close(fd)
+
+
+def test_what_was_noted_is_known_to_the_next(place):
+    assert place.open() is None, "of what is there nothing is known"
+    book = place.open(empty=True)
+    book.note(Same(b"d", BASE))
+    # Killed in the middle of a word.
+    with (place.beside / "ledger").open("ab") as file:
+        file.write(b"\x10\0\0")
+    again = place.open()
+    assert again.ledger.bases == {b"d": BASE}
+    again.note(Same(b"e", BASE))
+    assert set(place.open().ledger.bases) == {b"d", b"e"}
+    assert sorted(os.listdir(place.beside)) == ["ledger"]
+
+
+def test_what_programs_write_before_the_first_look_is_of_a_new_copy(place):
+    mark_new(*place.fds)
+    (place.root / "f").write_text("x")
+    assert place.open().ledger.bases == {}
+    assert sorted(os.listdir(place.beside)) == ["ledger"]
+    assert place.open((3, 4)) is None, "it is new once"
+    mark_new(*place.fds)
+    assert sorted(os.listdir(place.beside)) == ["ledger"]
+    (place.beside / "ledger").unlink()
+    mark_new(*place.fds)
+    assert os.listdir(place.beside) == [], "of what is there nothing is known"
+
+
+def test_of_another_export_or_another_start_nothing_is_known(place, monkeypatch, tmp_path):
+    place.open(empty=True).note(Same(b"d", BASE))
+    assert place.open((3, 4)) is None
+    assert place.open().ledger.bases == {b"d": BASE}
+    boot = tmp_path / "boot"
+    boot.write_text("another\n")
+    monkeypatch.setattr(local_ledger, "_BOOT", str(boot))
+    assert place.open() is None
+    monkeypatch.setattr(local_ledger, "_BOOT", str(tmp_path / "nothing"))
+    assert place.open(empty=True).ledger.bases == {}

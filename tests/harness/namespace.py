@@ -18,6 +18,7 @@ from harness.mounting import MS_BIND, MS_PRIVATE, MS_REC, NOTHING, mount
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS: Final = 0x20000
+_CLONE_FS: Final = 0x200
 _FUSE_DEVICE: Final = os.makedev(10, 229)
 
 
@@ -51,6 +52,8 @@ def inside(pid: int) -> Iterator[None]:
     home, old = os.getcwd(), os.open("/proc/self/ns/mnt", os.O_RDONLY)
     try:
         new = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
+        # A library that a test has loaded may have made threads, with which nobody may share what chdir(2) sets (setns(2)).
+        assert _LIBC.unshare(_CLONE_FS) == 0, os.strerror(ctypes.get_errno())
         assert _LIBC.setns(new, _CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
         os.close(new)
         yield

@@ -206,6 +206,9 @@ def test_a_file_that_becomes_a_directory_is_another_file(unharmed: Server) -> No
     def change(operation: str, arguments: Any, request: Any) -> Any:
         if operation == "getattr" and arguments.target in (b"f", 7):
             return kinds[len(changes) % 2]
+        if changes and operation in ("open", "opendir"):
+            # What has just been met as another file the server has opened at once.
+            return "EISDIR" if operation == "open" else OpenedFile(9, directory(2))
         return honest(operation, arguments, request)
 
     changes: list[int] = []

@@ -47,8 +47,6 @@ class Cache(Store):
         self.hits = 0
         self.misses = 0
         self.news: list[tuple[bytes, Attributes | None]] = []
-        self._linked: set[int] = set()
-        """Inode numbers of files that were found to have several names."""
 
     @property
     def tick(self) -> int:

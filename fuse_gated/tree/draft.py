@@ -30,10 +30,11 @@ class Draft:
         self._content = bytearray()
 
     def write(self, offset: int | None, data: bytes | memoryview) -> bool:
-        """What was written at `offset`, or None: at the end. False if that makes it too large, and it is no draft any more."""
+        """What was written at `offset`, or None: at the end. False if that makes it too large, or leaves a hole, which is the
+        client's filesystem's business: it is no draft any more."""
         start = len(self._content) if offset is None else offset
         end = start + len(data)
-        if end > LARGEST:
+        if end > LARGEST or start > len(self._content) + _PAGE:
             return False
         if start > len(self._content):
             self._content.extend(bytes(start - len(self._content)))

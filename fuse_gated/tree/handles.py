@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 from fuse_gated.operations import Attributes
 from fuse_gated.tree.draft import Draft
 from fuse_gated.tree.inodes import Identity, Inodes, Node
-from fuse_gated.tree.posix_locks import PosixLocks
+from fuse_gated.tree.posix_locks import UNLOCK, PosixLocks
 
 
 class Listed(Protocol):
@@ -28,7 +28,7 @@ class Handle:
     last judged; reads and writes are counted to be told once, when it is closed."""
 
     __slots__ = (
-        "bytes_read", "bytes_written", "directory", "draft", "failed", "fills", "flags", "generation", "id", "identity",
+        "bytes_read", "bytes_written", "directory", "draft", "failed", "fills", "flags", "flock", "generation", "id", "identity",
         "inherited", "kept", "made", "node", "opened_at", "page", "page_start", "path", "pid", "pinned", "reads", "remote",
         "renewed", "request", "silent", "uid", "unflushed", "waiting", "warns", "was", "whole", "writes",
     )  # fmt: skip
@@ -83,6 +83,8 @@ class Handle:
         nothing of it."""
         self.fills = False
         """Of a directory: whether the kernel is putting together what it keeps of the listing."""
+        self.flock: int | None = UNLOCK
+        """What flock(2) it has: the type as fcntl(2) has it; None where only a process before this one knows."""
         self.inherited = False
         """Of what is only open here: the client may have opened it for a process before this one."""
         self.waiting: list[tuple[Callable[[], None], Callable[[str], None]]] = []
@@ -165,6 +167,7 @@ class Handles:
         self.unopened += handle.remote < 0
         self._handles[handle.id] = handle
         self._next = max(self._next, handle.id + 1)
+        handle.flock = None
         if handle.node is not None:
             handle.node.handles.append(handle.id)
 

@@ -102,6 +102,18 @@ class PosixLocks:
         held = self._held.get(place)
         return held is not None and any(lock.owner == owner for lock in held)
 
+    def parts(self, place: Place, owner: int, start: int, end: int) -> list[tuple[int, int, int]]:
+        """What `owner` has of this range: start, end and type of each part, in order; UNLOCK where it has nothing."""
+        found: list[tuple[int, int, int]] = []
+        for lock in sorted(self.on(place), key=lambda lock: lock.start):
+            if lock.owner != owner or lock.end < start or end < lock.start:
+                continue
+            if start < lock.start:
+                found.append((start, lock.start - 1, UNLOCK))
+            found.append((max(start, lock.start), min(end, lock.end), lock.type))
+            start = lock.end + 1
+        return [*found, (start, end, UNLOCK)] if start <= end else found
+
     def excludes_others(self, place: Place, owner: int, start: int, end: int) -> bool:
         """Whether `owner` has write locks on all of this range, so that no other can have any."""
         own = sorted((lock.start, lock.end) for lock in self.on(place) if lock.owner == owner and lock.type == WRITE)
@@ -124,10 +136,13 @@ class PosixLocks:
         if left:
             self._held[place] = left
 
-    def through(self, place: Place, handle: int) -> list[int]:
-        """The owners of locks that were taken through this handle."""
+    def through(self, place: Place, handle: int, *, last: bool = False) -> list[int]:
+        """The owners of locks that were taken through this handle, and through no other. Where it is the `last`: all owners."""
         held = self._held.get(place)
-        return sorted({lock.owner for lock in held if lock.handle == handle}) if held is not None else []
+        if held is None:
+            return []
+        others = set() if last else {lock.owner for lock in held if lock.handle != handle}
+        return sorted({lock.owner for lock in held} - others)
 
     def moved(self, place: Place, new: Place) -> None:
         """The file has another path by now."""

@@ -21,6 +21,8 @@ class Store:
         self._contents: OrderedDict[bytes, bytes] = OrderedDict()
         self._held: dict[int, int] = {}
         """Inode numbers of files of which nothing is to be believed, and how many times over."""
+        self._linked: set[int] = set()
+        """Inode numbers of files that were found to have several names."""
 
     def __contains__(self, path: bytes) -> bool:
         """Whether names of this directory are kept."""
@@ -47,6 +49,10 @@ class Store:
         if path in self._above:
             for other in [other for other in self._directories if is_beneath(other, path)]:
                 self.evict(other)
+
+    def has_links(self, inode: int) -> None:
+        """A file whose names nobody may watch: what is known of any of them does not hold."""
+        self._linked.add(inode)
 
     def hold(self, inode: int) -> None:
         """A file is being changed, and the client's word of it is about what has been done so far: to be disregarded until

@@ -85,7 +85,7 @@ def set_attributes(t: "Desk", call: Call, node: Node | None, arguments: messages
         mtime=before.mtime if arguments.mtime in (None, -1) else arguments.mtime,
     )
     if draft is not None:
-        draft.attributes = handle.made
+        draft.attributes = msgspec.structs.replace(handle.made, blocks=draft.attributes.blocks)
         handle.draft = draft
     handle.unflushed = True
     t.ahead.keep(change)

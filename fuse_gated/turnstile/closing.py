@@ -34,18 +34,22 @@ def flush(t: Desk, call: Call, request: operations.Flush) -> None:
 
 def release(t: Desk, call: Call, request: operations.Release) -> None:
     """The last descriptor is closed; nobody waits for the answer, and nobody would hear of an error."""
-    handle = t.handles.remove(request.handle)
+    handle = t.handles.get(request.handle)
     if handle is None:
         if not call.before:
             raise Failure("EBADF")
         # A process before this one closed it, and the kernel has not heard of that.
         t.answer(call, Done())
         return
+    # A process's locks went when it closed its descriptor (FLUSH). What is left belongs to the open file itself (F_OFD_SETLK),
+    # whose end the kernel tells by nothing but this; or the kernel was told that it need not flush (files._is_quiet): whoever has
+    # taken others through another descriptor then keeps all until that is closed. The client keeps locks while the file is open
+    # by any of its names, so it is told of all that are left where this node has no other handle.
+    last = handle.node is not None and len(handle.node.handles) == 1
+    owners = tuple(t.handles.locks.through(handle.place, handle.id, last=last))
+    t.handles.remove(request.handle)
     if t.readahead.files or handle.node is None:
         t.readahead.closed(t, handle)
-    # A process's locks went when it closed its descriptor (FLUSH). What is left belongs to the open file itself (F_OFD_SETLK),
-    # whose end the kernel tells by nothing but this; or the kernel was told that it need not flush (files._is_quiet).
-    owners = tuple(t.handles.locks.through(handle.place, handle.id))
     for owner in owners:
         t.handles.locks.flushed(handle.place, owner)
     if handle.node is None:

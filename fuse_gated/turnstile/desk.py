@@ -17,7 +17,7 @@ from fuse_gated.operations import Attributes, Failed
 from fuse_gated.tree.cache import Cache
 from fuse_gated.tree.handles import Handle, Releasing
 from fuse_gated.tree.inodes import Node
-from fuse_gated.turnstile import ahead, contested, knowing, lazily
+from fuse_gated.turnstile import ahead, belated, contested, knowing, lazily
 from fuse_gated.turnstile.bounds import LARGEST_SUM
 from fuse_gated.turnstile.call import Call, Failure, ignored, waits_for_lock
 from fuse_gated.turnstile.effects import Answer, InvalidateInode, Send
@@ -34,7 +34,6 @@ from fuse_gated.wire.session import Pending, Session
 
 _OPENING: Final = ("open", "create", "opendir")
 _UNDECIDED: Final = frozenset({"EINTR", "ETIMEDOUT", "ENOTCONN"})
-_UNLOCK: Final = 2
 
 
 class Desk(Naming):
@@ -96,6 +95,7 @@ class Desk(Naming):
         self.contested = contested.Contested()
         self._grace: deque[tuple[float, Call]] = deque()
         """Whose callers got a signal, and until when an answer still reaches them."""
+        self.belated = belated.Belated()
         self.drafts: set[int] = set()
         """Open files of which what is written is known (drafting.py)."""
         self.prefetch = Prefetch()
@@ -239,10 +239,8 @@ class Desk(Naming):
         arguments = pending.arguments
         if pending.operation in _OPENING:
             self.close(result.handle, directory=isinstance(arguments, messages.Opendir))
-        elif isinstance(arguments, messages.Setlk) and arguments.type != _UNLOCK:
-            self.ask_aside(
-                messages.Setlk(arguments.handle, arguments.owner, arguments.start, arguments.end, _UNLOCK, arguments.flock)
-            )
+        elif isinstance(arguments, messages.Setlk):
+            belated.came(self, arguments)
 
     # The caller.
 

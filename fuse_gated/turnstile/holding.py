@@ -15,6 +15,12 @@ def written(t: "Desk", handle: Handle) -> None:
     """A file was changed through this handle."""
     path = t.handles.path(handle)
     t.cache.changes(path)
+    node = handle.node
+    if node is not None:
+        # What the client told last it was like before this: nothing to answer from while it is away.
+        node.attributes = None
+    if node is not None and node.lost and node.identity is not None:
+        t.cache.has_links(node.identity[1])
     t.readahead.wrote(t, handle)
     draft, handle.draft = handle.draft, None
     changed_here(t, handle.node, path)
@@ -37,14 +43,21 @@ def unpin(t: "Desk", node: Node, attributes: Attributes | None = None) -> None:
     for number in node.handles:
         handle = t.handle(number)
         handle.stands_beside(attributes)
+    says(t, node, attributes)
+
+
+def says(t: "Desk", node: Node | None, attributes: Attributes | None) -> None:
+    """The client says what a file is like: a draft of it ends, unless that is how it was made. None: it is not what it was."""
+    for number in node.handles if node is not None else ():
+        handle = t.handle(number)
         if handle.draft is not None and (attributes is None or not handle.draft.is_as_made(attributes)):
             handle.draft = None
 
 
-def undraft(t: "Desk", node: Node) -> None:
-    """What it is like only the client knows, as long as anybody has it open."""
-    for number in node.handles:
-        t.handle(number).draft = None
+def undraft(t: "Desk", *nodes: Node | None) -> None:
+    """What these are like only the client knows: names of theirs have come or gone, and nobody may tell of changes any more."""
+    for node in nodes:
+        says(t, node, None)
 
 
 def unpin_path(path: bytes, pinned: dict[bytes, list[Handle]], attributes: Attributes | None = None) -> None:

@@ -154,6 +154,9 @@ def on_notice(t: "Desk", notice: Notice) -> None:
             t.readahead.changed(t, identity_of(attributes))
         if t.cache.told(path, attributes):
             _show_anew(t, path, attributes, pinned)
+        elif t.drafts:
+            # An answer may have said the same before, of which its maker has not heard.
+            holding.says(t, t.inodes.find(path), attributes)
 
 
 def _show_nothing(t: "Desk", path: bytes, pinned: dict[bytes, list[Handle]]) -> None:

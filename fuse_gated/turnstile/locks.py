@@ -13,7 +13,7 @@ from fuse_gated.operations import Attributes, Done, Lock
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import identity_of
 from fuse_gated.tree.known import look_alike
-from fuse_gated.turnstile import holding, knowing, unlocking
+from fuse_gated.turnstile import belated, holding, knowing, unlocking
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.turnstile.effects import InvalidateInode
@@ -44,6 +44,10 @@ def setlk(t: Desk, call: Call, request: operations.Setlk) -> None:
         # libfuse gives up locks at every close, whether there are any or not.
         t.answer(call, Done())
         return
+    later = belated.keeps_waiting(t, handle, request.owner, request.flock)
+    if later:
+        t.hold(call, later)
+        return
     if unlocking.gives_up(t, call, handle, request):
         t.handles.locks.changed(handle.place, request)
         t.answer(call, Done())
@@ -53,13 +57,17 @@ def setlk(t: Desk, call: Call, request: operations.Setlk) -> None:
         t.handles.locks.wants(handle.place)
 
     def answered(attributes: Attributes | None) -> None:
-        if not request.flock:
+        if request.flock:
+            handle.flock = request.type
+        else:
             t.handles.locks.changed(handle.place, request)
+        belated.settle(t)
         if not gives_up:
             _is_current(t, handle, attributes)
         t.answer(call, Done(), in_order=not gives_up)
 
     def failed(errno: str) -> None:
+        belated.settle(t)
         if errno != "EAGAIN" or not request.wait:
             t.fail(call, errno)
             return

@@ -6,7 +6,7 @@ from typing import Final
 from fuse_gated import operations
 from fuse_gated.gate import sandbox
 from fuse_gated.operations import Attributes
-from fuse_gated.turnstile import gathering
+from fuse_gated.turnstile import gathering, holding
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.turnstile.names import entry_of, path_of
@@ -83,6 +83,7 @@ def link(t: Desk, call: Call, request: operations.Link) -> None:
 
     since = t.cache.renames(new_path)
     t.cache.changes(path)
+    holding.undraft(t, node)
 
     def answered(attributes: Attributes) -> None:
         # The old name's link count has changed too.

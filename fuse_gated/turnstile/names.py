@@ -9,7 +9,7 @@ from fuse_gated.operations import Attributes, Data, Done, Entry
 from fuse_gated.paths import NAME_MAX, is_safe_name, join, split
 from fuse_gated.tree.by_path import is_hidden_name
 from fuse_gated.tree.inodes import Node, identity_of
-from fuse_gated.turnstile import climbing, contested, gathering, knowing, lazily
+from fuse_gated.turnstile import climbing, contested, gathering, holding, knowing, lazily
 from fuse_gated.turnstile.attributes import shown
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
@@ -185,6 +185,7 @@ def _remove(
     def answered(_result: None) -> None:
         t.cache.changed(path, None, since)
         node = child_of(t, parent, name)
+        holding.undraft(t, node)
         if node is not None:
             t.inodes.removed(node)
         else:
@@ -239,6 +240,7 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
             t.cache.changed(path, None, since)
         parent, new_parent = t.node(request.parent), t.node(request.new_parent)
         replaced = None if exchange else child_of(t, request.new_parent, request.new_name)
+        holding.undraft(t, moved, child_of(t, request.new_parent, request.new_name))
         if parent is not None and new_parent is not None:
             knowing.settle(t)  # While what lay beneath still has its names.
             t.inodes.renamed(parent, request.name, new_parent, request.new_name, exchange=exchange)

@@ -6,6 +6,7 @@ caller gave up stays known (`given_up`) and keeps its place, so that its late re
 what such a reply brings (an open handle, a lock) can be given back.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -107,8 +108,11 @@ class Session:
 
     @property
     def clogged(self) -> bool:
-        """Whether requests wait although everything in flight was given up: the client answers nothing any more."""
-        return bool(self._waiting) and self._given_up == self._in_flight
+        """Whether requests wait although everything in flight was given up, or is never to be: the client answers nothing any
+        more."""
+        if not (self._waiting and self._given_up):
+            return False
+        return all(pending.given_up or pending.deadline == math.inf for pending in self._pending.values() if pending.sent)
 
     def count(self, *names: str) -> int:
         """How many requests of these operations are to be answered, by whom somebody waits for them or not."""

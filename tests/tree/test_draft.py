@@ -29,6 +29,7 @@ def test_what_is_written_is_read() -> None:
 
 def test_an_append_goes_to_the_end() -> None:
     draft = Draft(EMPTY)
+    assert not draft.write(4097, b"abc"), "a hole"
     assert draft.write(4, b"abc")
     assert draft.write(None, memoryview(b"de"))
     assert draft.read(0, 9) == b"\0\0\0\0abcde"
@@ -36,7 +37,7 @@ def test_an_append_goes_to_the_end() -> None:
 
 def test_a_large_one_is_none() -> None:
     draft = Draft(EMPTY)
-    assert draft.write(LARGEST - 1, b"x")
+    assert draft.write(0, bytes(LARGEST))
     assert draft.attributes.size == LARGEST
     assert draft.attributes.blocks * 512 >= LARGEST
     assert not draft.write(LARGEST, b"y")

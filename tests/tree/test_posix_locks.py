@@ -103,3 +103,23 @@ def test_who_excludes_all_others_has_each_byte_for_writing(asked: list[Setlk], o
     start, end = min(one, two), max(one, two)
     assert locks.excludes_others(1, owner, start, end) == all(writers.get((owner, byte)) for byte in range(start, end + 1))
     assert not locks.excludes_others(2, owner, start, end)
+
+
+@given(requests, st.integers(1, 3), st.integers(0, 9), st.integers(0, 9))
+def test_the_parts_of_a_range_are_what_its_owner_has(asked: list[Setlk], owner: int, one: int, two: int) -> None:
+    start, end = min(one, two), max(one, two)
+    locks, has = PosixLocks(), dict.fromkeys(range(10), UNLOCK)
+    for request in asked:
+        locks.changed(1, request)
+        if request.owner == owner:
+            has.update(dict.fromkeys(range(request.start, request.end + 1), request.type))
+    parts = locks.parts(1, owner, start, end)
+    assert [kind for first, last, kind in parts for _ in range(first, last + 1)] == [has[at] for at in range(start, end + 1)]
+    assert [first for first, _, _ in parts] == [start, *(last + 1 for _, last, _ in parts[:-1])]
+
+
+def test_through_the_last_handle_all_are_given_up_and_through_another_only_those_of_nobody_elses() -> None:
+    locks = PosixLocks()
+    locks.restore(1, [Held(1, 0, 1, 1, 7, 5), Held(1, 2, 3, 1, 7, 6), Held(2, 4, 5, 1, 7, 5), Held(3, 6, 7, 1, 7, 6)])
+    assert locks.through(1, 5) == [2]
+    assert locks.through(1, 5, last=True) == [1, 2, 3]

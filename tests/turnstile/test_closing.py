@@ -234,9 +234,23 @@ def test_a_lock_that_was_taken_where_no_close_is_told_goes_with_the_last_descrip
     mount.clear()
     closed(mount, tree, node, answer)
     remote = tree.attributes(b"f").inode
-    # With the file's last handle the client gives up all locks.
-    flushed = [messages.Flush(remote, 9)] if others else []
-    assert [frame.arguments for frame in mount.sent] == [*flushed, messages.Release(remote)]
+    assert [frame.arguments for frame in mount.sent] == [messages.Flush(remote, 9), messages.Release(remote)]
+    assert len(mount.t.handles.locks) == 0
+
+
+def test_who_has_taken_locks_through_another_descriptor_keeps_them():
+    mount, tree, node = known()
+    quiet = opened(mount, tree, node)
+    mount.see(tree, op.Setlk(node, quiet.handle, 9, 0, 10, 0, 4321, False, False))
+    other = opened(mount, tree, node, O_RDWR)
+    mount.see(tree, op.Setlk(node, other.handle, 9, 20, 30, 0, 4321, False, False))
+    mount.clear()
+    closed(mount, tree, node, quiet)
+    assert messages.Flush not in [type(frame.arguments) for frame in mount.sent]
+    assert len(mount.t.handles.locks) == 2
+    mount.clear()
+    assert mount.see(tree, op.Flush(node, other.handle, 9)) == op.Done()
+    assert messages.Flush in [type(frame.arguments) for frame in mount.sent]
     assert len(mount.t.handles.locks) == 0
 
 

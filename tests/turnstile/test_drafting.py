@@ -7,7 +7,7 @@ import pytest
 from harness.sansio import DIRECTORY, EVERYTHING, O_RDONLY, O_RDWR, O_WRONLY, ROOT, Errno, Mount, Tree, attributes
 
 from fuse_gated import operations as op
-from fuse_gated.gate.tenant import Cache
+from fuse_gated.gate.tenant import Cache, Outage
 from fuse_gated.gate.verdict import ALL, READ, Rule
 from fuse_gated.turnstile import drafting
 from fuse_gated.wire import messages as wire
@@ -229,8 +229,83 @@ def test_with_its_name() -> None:
     made = Made()
     number = made.mount.ask(op.Unlink(ROOT, b"new"))
     made.mount.reply(number, None)
-    assert made.like() is None, "it has no link any more"
-    assert made.read() == b""
+    assert not made.is_drafted, "nobody tells of changes any more"
+
+
+def test_with_another_files_taking_its_name() -> None:
+    other = Made(attributes(300, size=0), name=b"other", remote=300)
+    made = Made(mount=other.mount)
+    number = made.mount.ask(op.Rename(ROOT, b"other", ROOT, b"new", 0))
+    made.mount.reply(number, None)
+    assert not made.is_drafted
+
+
+def test_with_its_moving_away() -> None:
+    made = Made()
+    number = made.mount.ask(op.Rename(ROOT, b"new", ROOT, b"elsewhere", 0))
+    made.mount.reply(number, None)
+    assert not made.is_drafted
+
+
+def test_with_a_second_name() -> None:
+    made = Made()
+    number = made.mount.ask(op.Link(made.node, ROOT, b"link"))
+    made.mount.reply(number, attributes(21, size=0, nlink=2))
+    assert not made.is_drafted
+
+
+def test_with_a_notice_of_what_an_answer_has_said_before() -> None:
+    made = Made()
+    made.write(b"A")
+    found = msgspec.structs.replace(EMPTY, size=5, mtime=1, ctime=9)
+    number = made.mount.ask(op.Open(made.node, O_RDONLY))
+    made.mount.reply(number, OpenedFile(78, found))
+    assert made.mount.do(op.Release(made.node, made.mount.answer(number).handle)) == op.Done()
+    made.mount.notice(b"new", attributes=(found,))
+    assert not made.is_drafted
+
+
+def test_with_a_hole_of_which_nobody_knows_how_it_is_kept() -> None:
+    made = Made()
+    made.write(b"x", 4096)
+    assert made.is_drafted
+    made.write(b"x", 900_000)
+    assert not made.is_drafted
+
+
+def test_what_its_maker_sets_leaves_the_blocks() -> None:
+    made = Made(flags=O_RDWR | O_EXCL, silent=True)
+    made.write(b"x" * 5000)
+    made.mount.ask(op.Setattr(made.node, made.handle, mode=0o600))
+    assert (made.like().mode & 0o777, made.like().blocks) == (0o600, 16)
+
+
+# What is written through a name that has gone.
+
+
+def test_a_file_that_lives_on_under_another_name() -> None:
+    """Of that one nobody tells that it was changed (IN_EXCL_UNLINK of inotify(7))."""
+    made = Made()
+    mount = made.mount
+    linked = attributes(21, size=0, nlink=2)
+    mount.reply(mount.ask(op.Link(made.node, ROOT, b"y")), linked)
+    mount.reply(mount.ask(op.Unlink(ROOT, b"new")), None)
+    alone = attributes(21, size=0)
+    mount.notice(b"y", attributes=(alone,))
+    assert mount.t.cache.attributes(b"y", mount.now) == alone
+    mount.clear()
+    made.write(b"more")
+    assert mount.t.cache.attributes(b"y", mount.now) is None
+    assert [told for told in mount.story if told.startswith("forget")]
+
+
+def test_what_was_told_before_it_was_written_is_not_remembered() -> None:
+    made = Made(outage=Outage("cached"))
+    node = made.mount.t.inodes.get(made.node)
+    assert node is not None
+    assert node.attributes is not None
+    made.write(b"hello")
+    assert node.attributes is None
 
 
 def test_when_the_client_is_lost() -> None:

@@ -343,3 +343,98 @@ def test_nobody_is_asked_who_does_not_tell_of_changes(cache):
     file = File(watches=True, cache=cache)
     assert file.mount.do(file.lock(), None) == op.Done()
     assert file.mount.arguments.current is False
+
+
+# What the client grants when the caller has gone.
+
+
+def late(file, number, result=None):
+    """The client answers a call that has ended meanwhile; what it is asked then."""
+    file.mount.clear()
+    file.mount.reply(number, result)
+    return [frame.arguments for frame in file.mount.sent]
+
+
+def given_up(file, request):
+    number = file.mount.ask(request)
+    file.mount.interrupt(number)
+    file.mount.tick(0.6)
+    assert failed(file.mount.answer(number)) == "EINTR"
+    return number
+
+
+@pytest.mark.parametrize("flock", [False, True])
+@pytest.mark.parametrize("first", [True, False], ids=["answered first", "answered last"])
+def test_what_its_caller_has_got_by_trying_again_it_keeps(file, flock, first):
+    number = given_up(file, file.lock(WRITE_LOCK, 5, 50, flock=flock))
+    again = file.mount.ask(file.lock(WRITE_LOCK, 5, 50, flock=flock))
+    for answered in (number, again) if first else (again, number):
+        assert late(file, answered) == []
+    assert len(file.mount.t.handles.locks) == (0 if flock else 1)
+    assert file.mount.do(file.lock(UNLOCK, 5, 50, flock=flock), None) == op.Done()
+
+
+@pytest.mark.parametrize("flock", [False, True])
+def test_where_trying_again_has_failed_it_is_given_back(file, flock):
+    number = given_up(file, file.lock(WRITE_LOCK, 5, 50, flock=flock))
+    again = file.mount.ask(file.lock(READ_LOCK, 5, 50, flock=flock))
+    assert late(file, number) == []
+    assert late(file, again, Errno("EAGAIN")) == [messages.Setlk(77, OWNER, 5, 50, UNLOCK, flock)]
+
+
+@pytest.mark.parametrize("flock", [False, True])
+def test_an_upgrade_that_came_too_late_leaves_what_was_held(file, flock):
+    file.mount.do(file.lock(READ_LOCK, 5, 50, flock=flock), None)
+    number = given_up(file, file.lock(WRITE_LOCK, 5, 50, flock=flock))
+    assert late(file, number) == [messages.Setlk(77, OWNER, 5, 50, READ_LOCK, flock)]
+
+
+def test_each_part_becomes_what_it_was(file):
+    file.mount.do(file.lock(READ_LOCK, 10, 19), None)
+    file.mount.do(file.lock(WRITE_LOCK, 30, 39), None)
+    number = given_up(file, file.lock(WRITE_LOCK, 5, 50))
+    assert [(asked.start, asked.end, asked.type) for asked in late(file, number)] == [
+        (5, 9, UNLOCK), (10, 19, READ_LOCK), (20, 29, UNLOCK), (40, 50, UNLOCK),
+    ]  # fmt: skip
+
+
+def test_what_a_process_before_this_one_may_have_is_left(file):
+    file.mount.t.handle(file.handle).flock = None
+    number = given_up(file, file.lock(WRITE_LOCK, flock=True))
+    assert late(file, number) == []
+
+
+@pytest.mark.parametrize("flock", [False, True])
+def test_of_what_is_closed_by_then_nothing_is_left(file, flock):
+    number = given_up(file, file.lock(WRITE_LOCK, 5, 50, flock=flock))
+    file.mount.ask(op.Release(file.node, file.handle))
+    assert late(file, number) == [messages.Setlk(77, OWNER, 5, 50, UNLOCK, flock)]
+
+
+def test_the_next_request_of_the_same_owner_waits_meanwhile(file):
+    file.mount.do(file.lock(READ_LOCK, 10, 19), None)
+    number = given_up(file, file.lock(READ_LOCK, 5, 50))
+    parts = [(asked.start, asked.end) for asked in late(file, number)]
+    assert parts == [(5, 9), (20, 50)]
+    backs = [frame.id for frame in file.mount.sent]
+    file.mount.clear()
+    next_one = file.mount.ask(file.lock(WRITE_LOCK, 0, 99))
+    other = file.mount.ask(file.lock(READ_LOCK, 60, 99, owner=OWNER + 1))
+    assert [frame.id for frame in file.mount.sent] == [other]
+    for back in backs:
+        file.mount.tick(0.03)
+        assert next_one not in [frame.id for frame in file.mount.sent]
+        file.mount.reply(back, None)
+    file.mount.tick(0.03)
+    assert next_one in [frame.id for frame in file.mount.sent]
+
+
+def test_of_locks_of_who_has_gone_nothing_is_asked_while_the_client_is_away(file):
+    number = given_up(file, file.lock(WRITE_LOCK, 5, 50))
+    pending = file.mount.t.session.known(number)
+    file.mount.t.suspend(file.mount.now)
+    file.mount.gather()
+    file.mount.clear()
+    file.mount.t._late(pending, None)
+    file.mount.gather()
+    assert file.mount.sent == []

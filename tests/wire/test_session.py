@@ -1,5 +1,7 @@
 """wire/session.py: what may come when, how much is with the client at once, and what becomes of late replies."""
 
+import math
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -319,6 +321,15 @@ def test_it_is_clogged_when_others_wait_behind_what_was_all_given_up(peer):
     peer.reply(Reply(4, "EINTR"))
     peer.ask(8)
     assert not peer.session.clogged, "one of those in flight may still be answered"
+
+
+def test_what_is_never_given_up_hides_nobody_who_answers_nothing(peer):
+    peer.ask(2, deadline=math.inf)
+    peer.ask(4)
+    peer.ask(6)
+    assert not peer.session.clogged, "nothing was given up"
+    peer.session.give_up(4)
+    assert peer.session.clogged
 
 
 # Taking back.

@@ -256,7 +256,7 @@ def test_with_a_second_name() -> None:
 
 def test_with_a_notice_of_what_an_answer_has_said_before() -> None:
     made = Made()
-    made.write(b"A")
+    made.mount.reply(made.write(b"A"), 1)
     found = msgspec.structs.replace(EMPTY, size=5, mtime=1, ctime=9)
     number = made.mount.ask(op.Open(made.node, O_RDONLY))
     made.mount.reply(number, OpenedFile(78, found))

@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from errno import EACCES, EEXIST, EINVAL, EIO, EISDIR, ELOOP, ENAMETOOLONG, ENOTCONN, ENOTDIR, EOPNOTSUPP
+from errno import EACCES, EEXIST, EINVAL, EIO, EISDIR, ELOOP, ENAMETOOLONG, ENOTCONN, ENOTDIR, EOPNOTSUPP, EPROTO
 from typing import Any, Final, NamedTuple
 
 from fuse_gated import control
@@ -32,6 +32,8 @@ MOST_LINKS: Final = 40
 """Symbolic links that are followed on the way to one file (path_resolution(7))."""
 RENAME_NOREPLACE: Final = 1  # renameat2(2)
 
+_MOST_EMPTY: Final = 4
+"""Answers to a listing, one after the other, in which no name is: the client says that it goes on, and says nothing."""
 _GREETING_PATIENCE: Final = 10.0
 # The daemon knows who we are; what a request says of it is not looked at.
 _OURSELVES: Final = Caller(0, 0, 0)
@@ -113,12 +115,16 @@ class Attached:
             raise self.error(ENOTDIR, path)
         handle = self.ask(op.Opendir(node, os.O_RDONLY), path)
         try:
-            offset = 0
+            offset = empty = 0
             entries: tuple[hosting.ListedEntry, ...]
             while entries := self.ask(op.Readdir(node, handle, offset, MOST_LISTING, True), path):
+                empty += 1
                 for name, _inode, _offset, kind, attributes in entries:
                     if name not in (b".", b".."):
+                        empty = 0
                         yield Listed(name, kind, attributes)
+                if empty >= _MOST_EMPTY:
+                    raise self.error(EPROTO, path)
                 offset = entries[-1][2]
         finally:
             self.tell(op.Releasedir(node, handle))

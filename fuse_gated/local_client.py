@@ -8,19 +8,18 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from fuse_gated import operations as op
 from fuse_gated.attached import RENAME_NOREPLACE, Attached
 from fuse_gated.attached_file import BLOCK, AttachedFile
+from fuse_gated.edge.asking import Waiting
 from fuse_gated.paths import join, split
 from fuse_gated.replica import names
 from fuse_gated.replica.sides import Away, Changed, Refused
-from fuse_gated.replica.version import DIRECTORY, LINK, Version, of_attributes
-
-LONGEST_PATH: Final = 4000
-"""Bytes: this machine opens no path of PATH_MAX (limits.h) or more."""
+from fuse_gated.replica.version import DIRECTORY, FILE, LINK, Version, of_attributes
 
 _RENAME_EXCHANGE: Final = 2  # renameat2(2)
 _READ: Final = 4  # access(2)
@@ -33,8 +32,30 @@ _AWAY: Final = frozenset({
 _NOT_EXCHANGED: Final = frozenset({
     errno.EINVAL, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM,
 })  # fmt: skip
+_PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOLCK})
+_MOST_REMOVABLE: Final = 10_000
+_PATIENCE: Final = 30.0
+"""Seconds in which a request that is refused for now is made again: EAGAIN, where the policy's limits refuse what is too much."""
+_LONGEST_PAUSE: Final = 0.5
 _MOST_ERRORS: Final = 3
 """Errors of one path, one after the other, from which on it is the file's own, and not the connection's."""
+
+
+class PatientAttached(Attached):
+    """Asks again what is refused for now: whoever looks at a whole export would otherwise never come to the end of it."""
+
+    def finish(self, waiting: Waiting, path: bytes) -> Any:
+        until, pause = time.monotonic() + _PATIENCE, 0.05
+        while True:
+            try:
+                return super().finish(waiting, path)
+            except OSError as error:
+                if error.errno != errno.EAGAIN or time.monotonic() >= until:
+                    raise
+            # Once it is closed, nothing can be started: this does not outlive the session.
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            waiting = self.start(waiting.request, path)
 
 
 class LocalClient:
@@ -43,7 +64,7 @@ class LocalClient:
     def __init__(self, attached: Attached) -> None:
         self.attached = attached
         self._removable: set[bytes] = set()
-        """Directories in which what is temporary may be removed."""
+        """Names, without what is temporary in them, of which a temporary one may be removed."""
         self._broken: tuple[bytes, int] = (b"", 0)
 
     def join(self, attached: Attached) -> None:
@@ -64,22 +85,27 @@ class LocalClient:
 
     def scan(self, most: int) -> tuple[dict[bytes, Version], set[bytes]]:
         """Everything that is there, and what is not to be known: of what lies beneath that, nothing is. Of more than `most`
-        names, what comes later is not to be known either, and b'' says so. Raises Away."""
+        names, what comes later is not to be known either, and b'' says so. What is listed again and again counts each time: a
+        client could go on for ever. Raises Away."""
         found: dict[bytes, Version] = {}
         unknown: set[bytes] = set()
         todo = [b""]
+        listed = 0
         while todo:
             directory = todo.pop()
             try:
                 for path, seen in self._listed(directory):
-                    if seen is None or len(path) > LONGEST_PATH:
+                    listed += 1
+                    if listed > most:
+                        return found, {b""}
+                    if names.is_ours(path):
+                        continue
+                    if seen is None or len(path) > names.LONGEST:
                         unknown.add(path)
                         continue
-                    if len(found) >= most:
-                        return found, {b""}
-                    found[path] = seen
-                    if seen.kind == DIRECTORY:
+                    if seen.kind == DIRECTORY and path not in found:
                         todo.append(path)
+                    found[path] = seen
             except (Changed, Refused):
                 unknown.add(directory)
         return found, unknown
@@ -88,6 +114,8 @@ class LocalClient:
         """Raises Away."""
         try:
             with self._errors(path):
+                # What a worker was never asked about it takes for a directory, of which a rule may allow to list it.
+                self.attached.ask(op.Lookup(*split(path)), path)
                 self.attached.ask(op.Access(path, _READ), path)
         except Refused:
             return False
@@ -104,6 +132,17 @@ class LocalClient:
                 return self._version(path, self.attached.ask(op.Lookup(*split(path)), path))
         except Changed:
             return None
+
+    def look_now(self, path: bytes) -> Version | None:
+        seen = self.look(path)
+        if seen is None or seen.kind != FILE:
+            return seen
+        # What is opened for writing is opened there, and its attributes are asked of the client by its descriptor.
+        try:
+            with self._errors(path), AttachedFile(self.attached, path, os.O_WRONLY) as file:
+                return of_attributes(self.attached.ask(op.Getattr(b"", file.handle), path))
+        except (Changed, Refused):
+            return seen
 
     def read(self, path: bytes) -> tuple[Version, Iterator[bytes]]:
         with self._errors(path):
@@ -159,12 +198,16 @@ class LocalClient:
             self.attached.ask(op.Rmdir(*place) if version.kind == DIRECTORY else op.Unlink(*place), path)
 
     def may_remove(self, path: bytes) -> None:
-        directory = split(path)[0]
-        if directory in self._removable:
+        # Rules are by names: of what may be removed under one nothing is known under another.
+        directory, name = split(path)
+        plain = join(directory, name.removeprefix(names.TEMPORARY).partition(b"-")[2])
+        if plain in self._removable:
             return
         with self._errors(path), contextlib.suppress(FileNotFoundError):
             self.attached.ask(op.Unlink(*split(path)), path)
-        self._removable.add(directory)
+        if len(self._removable) >= _MOST_REMOVABLE:
+            self._removable.clear()
+        self._removable.add(plain)
 
     # Details.
 
@@ -172,9 +215,9 @@ class LocalClient:
         with self._errors(directory):
             for listed in self.attached.listing(directory):
                 path = join(directory, listed.name)
-                if path == names.TOLD or names.is_temporary(path):
-                    continue
-                if listed.attributes is None and listed.kind == stat.S_IFDIR:
+                if names.is_ours(path):
+                    yield path, None
+                elif listed.attributes is None and listed.kind == stat.S_IFDIR:
                     # It may be no more than a way to something.
                     yield path, Version(DIRECTORY)
                 elif listed.attributes is None:
@@ -220,7 +263,7 @@ class LocalClient:
                 raise Changed from None
             if number in _AWAY or (number == errno.EIO and not self._is_broken(path)):
                 raise Away(str(error)) from None
-            raise Refused(error.strerror or str(error)) from None
+            raise Refused(error.strerror or str(error), passing=number in _PASSING) from None
 
     def _is_broken(self, path: bytes) -> bool:
         """Whether it is this file that cannot be had, and not the client."""

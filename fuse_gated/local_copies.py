@@ -23,7 +23,8 @@ from fuse_gated.tenants import Tenants
 
 PROGRAM: Final = "fuse-gated"
 _IGNORED: Final = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_END_PATIENCE: Final = 5.0
+_END_PATIENCE: Final = 60.0
+"""Seconds in which a copy that is sent is removed: 100,000 names, on a slow disk."""
 _LOOK_AGAIN: Final = 0.2
 _APPLIED: Final = 0.5
 _MOST_FALLS: Final = 10

@@ -12,26 +12,26 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
-from fuse_gated.attached import Attached
+from fuse_gated import local_end
 from fuse_gated.edge import process
 from fuse_gated.edge.channel import Channel
 from fuse_gated.edge.copy_tree import CopyTree
 from fuse_gated.errors import PeerError
-from fuse_gated.local_client import LocalClient
-from fuse_gated.local_ledger import LedgerFile
+from fuse_gated.local_client import LocalClient, PatientAttached
+from fuse_gated.local_ledger import LedgerFile, Unwritable
 from fuse_gated.local_orders import ANOTHER, LEFT, TO_PROVIDER, UNSENT, Joined, Order, Over, Terms, ToProvider, Wanted
+from fuse_gated.local_telling import Telling
 from fuse_gated.local_watches import LocalWatches
 from fuse_gated.paths import shown, split
 from fuse_gated.replica.copying import Copy
 from fuse_gated.replica.ledger import Book
 from fuse_gated.replica.names import TOLD
 from fuse_gated.replica.room import Room
-from fuse_gated.replica.sides import Away, Busy, Changed, Refused
+from fuse_gated.replica.sides import Away, Refused
 from fuse_gated.replica.version import DIRECTORY, FILE
 
 PROGRAM: Final = "fuse-gated-local"
@@ -43,11 +43,10 @@ SETTLE: Final = 0.1
 """Seconds in which a program that saves a file is done with its names."""
 _AGAIN: Final = 1.0
 """Seconds after which a client that does not answer is asked again."""
-_TELL_EVERY: Final = 60.0
-"""Seconds between two lines in the log of what is left out: the client could make one each second."""
+_TRY_LATER: Final = 60.0
+"""Seconds after which what a full disk did not take is tried again, and a disk that is full is told again."""
 _RECHECK: Final = 5.0
 _SPARE_NAMES: Final = 10_000
-_MOST_TOLD: Final = 10_000
 
 
 def run(channel_socket: socket.socket, order: Order, root: int, beside: int, daemon: int) -> int:
@@ -55,6 +54,7 @@ def run(channel_socket: socket.socket, order: Order, root: int, beside: int, dae
     (local_orders.py)."""
     process.set_name(f"fg-{order.shown.partition('/')[2]}")
     process.close_all_but({channel_socket.fileno(), root, beside})
+    process.be_killed_first()
     # Modes are what they are asked to be; and who opens a file while it is looked at (fcntl(2), leases) is no news.
     os.umask(0)
     signal.signal(signal.SIGIO, signal.SIG_IGN)
@@ -76,6 +76,9 @@ class Provider:
         self._signals = signals
         self._tree = CopyTree(root, beside)
         self._watches = LocalWatches(root)
+        # Before anything is looked at: of who has a file open since before nobody knows.
+        self._watches.watch([b""])
+        self._tree.before_reading, self._tree.is_written = self._before_reading, self._is_written
         self._ledger = LedgerFile(beside)
         self._room = Room(order.size, order.files)
         self._client: LocalClient | None = None
@@ -88,9 +91,14 @@ class Provider:
         self._rechecks: list[float] = []
         """When to ask of each file whether it may still be read: the rules are others."""
         self._dirty: set[bytes] = set()
+        self._everything = False
+        """Directories came or went: all is to be looked at."""
         self._due = 0.0
-        self._told = ""
-        self._told_at = -_TELL_EVERY
+        self._later = time.monotonic() + _TRY_LATER
+        self._unwritable = -_TRY_LATER
+        """When it was last told that the ledger cannot be written."""
+        self._too_many = ""
+        self._telling = Telling(self._tree, order.shown, self._say_to_people)
 
     def run(self) -> int:
         while True:
@@ -123,14 +131,28 @@ class Provider:
             return
         try:
             self._begin(client)
-            if self._copy is not None and time.monotonic() >= self._due:
+            if self._copy is not None:
+                self._doubt(self._copy)
+            if self._copy is not None and (self._everything or time.monotonic() >= self._due):
                 self._look_at_everything(client, self._copy)
             elif self._copy is not None and self._dirty:
                 self._look_at(client, self._copy)
-        except Away:
+        except Away as away:
+            # Then at everything.
             self._due = time.monotonic() + _AGAIN
+            self._dirty.clear()
+            self._everything = False
+            # What was begun then is nobody's until it is looked at.
+            self._joined = True
+            self._tell_of(away)
         if self._copy is not None:
             self._tell_what_differs(self._copy)
+
+    def _tell_of(self, away: Away) -> None:
+        now = time.monotonic()
+        if isinstance(away, Unwritable) and now >= self._unwritable + _TRY_LATER:
+            self._unwritable = now
+            self._say_to_people(f"the copy waits: {away}")
 
     def _begin(self, client: LocalClient) -> None:
         """What is known of the copy, if it is one of that export; and what the last process, or the last connection, has left on
@@ -147,6 +169,9 @@ class Provider:
                 return
             self._tree.recover(book.ledger.bases)
             self._copy = self._new_copy(client, book)
+            if book.ledger.bases:
+                # The rules may have become others while nobody kept it.
+                self._rechecks = [0.0]
         if self._joined:
             self._copy.recover()
             self._joined = False
@@ -166,10 +191,19 @@ class Provider:
         """Raises Away."""
         began = time.monotonic()
         self._dirty.clear()
+        self._watches.read()
+        self._everything = False
+        self._doubt(copy)
+        self._tree.give_back()
+        if began >= self._later:
+            self._later = began + _TRY_LATER
+            copy.retry_later()
         here = self._tree.scan()
         found = {path: self._is_directory(path) for path in here}
         self._watches.watch([b"", *(path for path, directory in found.items() if directory)])
-        there, unknown = client.scan(2 * self._room.files + _SPARE_NAMES)
+        most = 2 * self._room.files + _SPARE_NAMES
+        there, unknown = client.scan(most)
+        self._too_many = f"more than {most} names: the others are not looked at" if b"" in unknown else ""
         if self._rechecks and began >= self._rechecks[0]:
             self._withdraw(client, copy)
             self._rechecks.pop(0)
@@ -179,23 +213,45 @@ class Provider:
         soon = SETTLE if copy.again else 0.0
         self._due = now + max(soon or LOOK_EVERY, LOOK_SHARE * (now - began))
 
+    def _doubt(self, copy: Copy) -> None:
+        """What programs had open for writing. Raises Away."""
+        for path in self._watches.closed():
+            copy.doubt(path)
+            self._watches.is_read(path)
+
+    def _before_reading(self, path: bytes) -> None:
+        self._hear_programs()
+        self._watches.is_read(path)
+
+    def _is_written(self, path: bytes) -> bool:
+        self._hear_programs()
+        return self._watches.is_written(path)
+
+    def _hear_programs(self) -> None:
+        changed, everything = self._watches.read()
+        self._dirty |= changed
+        self._everything = self._everything or everything
+
     def _look_at(self, client: LocalClient, copy: Copy) -> None:
         """At what programs have touched. Raises Away."""
-        while self._dirty:
-            path = min(self._dirty)
+        # What is heard meanwhile is for the next turn: a program that writes without end keeps nothing else up.
+        todo, self._dirty = sorted(self._dirty), set()
+        for path in todo:
             try:
                 copy.settle(path, client.look(path))
             except Refused:
                 # What a listing says of it counts.
                 self._due = 0.0
-            self._dirty.discard(path)
         if copy.again:
             self._due = min(self._due, time.monotonic() + SETTLE)
 
     def _withdraw(self, client: LocalClient, copy: Copy) -> None:
+        open_still = False
         for path, base in list(copy.ledger.bases.items()):
             if base.remote.kind == FILE and not client.may_read(path):
-                copy.withdraw(path, "the policy no longer lets it be read")
+                open_still |= not copy.withdraw(path, "the policy no longer lets it be read")
+        if open_still:
+            self._rechecks.append(time.monotonic() + _RECHECK)
 
     def _is_directory(self, path: bytes) -> bool:
         try:
@@ -210,63 +266,28 @@ class Provider:
         """The session is over."""
         if self._client is not None:
             self._client.attached.close()
-        left = self._left() or self._clear()
+        for begun in list(self._copy.ledger.begun.values()) if self._copy is not None else ():
+            self._say_to_people(f"{shown(begun.temporary)} may be left on the client: the session ended in the middle")
+        bases = self._copy.ledger.bases if self._copy is not None else {}
+        self._tree.end()
+        self._watches.read()
+        left = local_end.left(self._tree, bases, self._watches.closed())
+        if not left:
+            # Of half a copy somebody would take the other half for what was removed here.
+            self._ledger.void()
+            left = local_end.clear(self._tree, bases)
         if not left:
             return LEFT
-        self._say_to_people(f"{len(left)} names are not on the client and stay here, the first: {shown(min(left))}")
-        self._write_down(_lines("not sent", left))
+        self._telling.tell_left(left)
         return UNSENT
-
-    def _left(self) -> dict[bytes, str]:
-        """What is here and not on the client."""
-        left: dict[bytes, str] = {}
-        bases = self._copy.ledger.bases if self._copy is not None else {}
-        for path in self._tree.scan():
-            try:
-                found = self._tree.look(path)
-            except Refused as refused:
-                left[path] = refused.reason
-                continue
-            base = bases.get(path)
-            if path != TOLD and found is not None and (base is None or base.local != found):
-                left[path] = "the session ended before"
-        return left
-
-    def _clear(self) -> dict[bytes, str]:
-        """Remove what the client has, as it has it; what is left then, because somebody works on it just now."""
-        bases = self._copy.ledger.bases if self._copy is not None else {}
-        for path in sorted(self._tree.scan(), reverse=True):
-            base = bases.get(path)
-            with contextlib.suppress(Changed, Busy, Refused):
-                if base is not None:
-                    self._tree.remove(path, base.local)
-        with contextlib.suppress(OSError):
-            self._tree.tell(b"")
-        return dict.fromkeys(self._tree.scan(), "it changed as the session ended")
 
     # Whom it is told.
 
     def _tell_what_differs(self, copy: Copy) -> None:
-        """In the file that tells, whenever it is something else; and in the log, how much of it there is."""
         left_out = {path: why for path, (_, why) in copy.left_out.items()}
-        text = _lines("not here", left_out) + _lines("not sent", copy.unsent)
-        if text == self._told:
-            return
-        self._write_down(text)
-        now = time.monotonic()
-        if left_out and _lines("not here", left_out) not in self._told and now >= self._told_at + _TELL_EVERY:
-            self._told_at = now
-            path = min(left_out)
-            what = f"{len(left_out)} names of the client are not in the copy"
-            self._say_to_people(f"{what}, the first: {shown(path)}: {left_out[path]}")
-        self._told = text
-
-    def _write_down(self, lines: str) -> None:
-        heading = f"# What is not on both sides of {self._order.shown}. fuse-gated writes this file; it is on this side alone.\n"
-        try:
-            self._tree.tell((heading + lines).encode() if lines else b"")
-        except OSError as error:
-            self._say_to_people(f"what is not on both sides cannot be told in a file: {error.strerror}")
+        if self._too_many:
+            left_out[b""] = self._too_many
+        self._telling.tell(left_out, self._tree.closed | copy.unsent)
 
     def _say_to_people(self, line: str) -> None:
         process.tell(PROGRAM, f"{self._order.shown}: {line}")
@@ -306,7 +327,7 @@ class Provider:
     def _join(self, fd: int) -> None:
         self._asked = False
         try:
-            attached = Attached(socket.socket(fileno=fd), self._order.shown)
+            attached = PatientAttached(socket.socket(fileno=fd), self._order.shown)
         except OSError:
             # That worker has gone again.
             time.sleep(SETTLE)
@@ -329,12 +350,14 @@ class Provider:
         self._signals.received()
         if self._watches.fileno() in ready:
             time.sleep(SETTLE)
-            changed, everything = self._watches.read()
-            self._dirty |= changed
-            self._due = 0.0 if everything else self._due
+            self._hear_programs()
 
     def _patience(self) -> float:
-        return max(0.0, min(self._due - time.monotonic(), LOOK_EVERY)) if self._copy is not None else LOOK_EVERY
+        if self._copy is None:
+            return LOOK_EVERY
+        # What was heard in the middle of the last turn is not told again.
+        longest = SETTLE if self._everything or self._dirty else LOOK_EVERY
+        return max(0.0, min(self._due - time.monotonic(), longest))
 
     def _say(self, message: msgspec.Struct) -> None:
         with contextlib.suppress(PeerError, BlockingIOError):
@@ -347,7 +370,3 @@ def _is_beneath_any(path: bytes, directories: set[bytes]) -> bool:
             return False
         path = split(path)[0]
     return True
-
-
-def _lines(what: str, paths: Mapping[bytes, str]) -> str:
-    return "".join(f"{what}\t{shown(path)}\t{why}\n" for path, why in sorted(paths.items())[:_MOST_TOLD])

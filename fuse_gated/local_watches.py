@@ -12,7 +12,7 @@ from fuse_gated.edge import inotify, syscalls
 from fuse_gated.edge.copy_tree import open_within
 from fuse_gated.paths import join
 
-_MASK: Final = inotify.CLOSE_WRITE | inotify.ATTRIB | inotify.NAMES_CHANGED | inotify.DELETE_SELF
+_MASK: Final = inotify.MODIFY | inotify.CLOSE_WRITE | inotify.ATTRIB | inotify.NAMES_CHANGED | inotify.DELETE_SELF
 _IS_DIRECTORY: Final = 0x40000000  # IN_ISDIR
 _READ_SIZE: Final = 64 * 1024
 
@@ -24,6 +24,8 @@ class LocalWatches:
         self._root = root
         self._most = inotify.fair_share()
         self._paths: dict[int, bytes] = {}
+        self._closed: set[bytes] = set()
+        self._written: set[bytes] = set()
         try:
             self._fd = syscalls.inotify_init()
         except OSError:
@@ -58,8 +60,34 @@ class LocalWatches:
                     elif mask & (inotify.Q_OVERFLOW | _IS_DIRECTORY | inotify.DELETE_SELF):
                         everything = everything or not mask & inotify.ATTRIB
                     elif name and watch in self._paths:
-                        changed.add(join(self._paths[watch], name))
+                        self._heard(mask, join(self._paths[watch], name), changed)
+        if everything:
+            # Their names may be others by now.
+            self._written.clear()
         return changed, everything
+
+    def _heard(self, mask: int, path: bytes, changed: set[bytes]) -> None:
+        if mask & inotify.MODIFY:
+            # It is looked at when it is closed.
+            self._written.add(path)
+            return
+        changed.add(path)
+        if not mask & inotify.ATTRIB:
+            self._written.discard(path)
+        if mask & inotify.CLOSE_WRITE:
+            self._closed.add(path)
+
+    def is_written(self, path: bytes) -> bool:
+        """Whether a program has written to that file and nobody has closed it since."""
+        return path in self._written
+
+    def closed(self) -> set[bytes]:
+        """What programs had open for writing and have closed, and nobody has read since."""
+        return set(self._closed)
+
+    def is_read(self, path: bytes) -> None:
+        """What is in that file is looked at: who has closed it before needs no other look."""
+        self._closed.discard(path)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fuse_gated import local_ledger
-from fuse_gated.local_ledger import LedgerFile, mark_new
-from fuse_gated.replica.ledger import Book, Same
+from fuse_gated.local_ledger import LedgerFile, Unwritable, mark_new
+from fuse_gated.replica.ledger import Begun, Book, Same
 from fuse_gated.replica.version import DIRECTORY, Base, Version
 
 BASE = Base(Version(DIRECTORY), Version(DIRECTORY))
@@ -76,3 +76,56 @@ def test_of_another_export_or_another_start_nothing_is_known(place, monkeypatch,
     assert place.open() is None
     monkeypatch.setattr(local_ledger, "_BOOT", str(tmp_path / "nothing"))
     assert place.open(empty=True).ledger.bases == {}
+
+
+def test_an_empty_copy_with_a_full_ledger_empties_no_client(place):
+    """The inode's number of a copy that was removed is given to a new one: all else fits, and nothing of it holds."""
+    book = place.open(empty=True)
+    book.note(Same(b"d", BASE))
+    book.note(Begun(b"f", b".fuse-gated-t-f", None, None))
+    again = place.open(empty=True)
+    assert again.ledger.bases == {}
+    assert list(again.ledger.begun) == [b".fuse-gated-t-f"], "what was begun on the client is still to be put right"
+
+
+def test_what_is_about_to_be_removed_has_no_ledger(place):
+    place.open(empty=True).note(Same(b"d", BASE))
+    place.files[-1].void()
+    place.files[-1].void()
+    assert os.listdir(place.beside) == []
+    assert place.open() is None
+
+
+def test_what_holds_no_more_is_not_kept_for_ever(place, monkeypatch):
+    monkeypatch.setattr(local_ledger, "_LEAST", 1000)
+    book = place.open(empty=True)
+    for _ in range(200):
+        book.note(Same(b"d", BASE))
+        book.note(Same(b"d", None))
+    book.note(Same(b"e", BASE))
+    assert (place.beside / "ledger").stat().st_size < 2000
+    assert sorted(os.listdir(place.beside)) == ["ledger"]
+    assert set(place.open().ledger.bases) == {b"e"}
+
+
+def test_a_full_disk_cuts_no_entry_in_two(place, monkeypatch):
+    """What comes after it when there is room again is read by the next."""
+    book = place.open(empty=True)
+    book.note(Same(b"d", BASE))
+    real = os.write
+
+    def full(fd: int, data: memoryview) -> int:
+        if len(data) <= 5:
+            raise OSError(28, "No space left on device")
+        return real(fd, data[:-5])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(Unwritable, match="No space left"):
+            book.note(Same(b"lost", BASE))
+        with pytest.raises(Unwritable, match="No space left"):
+            place.open()
+    assert set(book.ledger.bases) == {b"d"}
+    assert sorted(os.listdir(place.beside)) == ["ledger"]
+    book.note(Same(b"e", BASE))
+    assert set(place.open().ledger.bases) == {b"d", b"e"}

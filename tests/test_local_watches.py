@@ -32,8 +32,37 @@ def test_files_by_their_paths(watches, tmp_path):
     os.rename(tmp_path / "d" / "g", tmp_path / "h")
     (tmp_path / "f").unlink()
     assert watches.read() == ({b"f", b"d/g", b"h"}, False)
+    assert watches.closed() == {b"f", b"d/g"}
+    watches.is_read(b"f")
+    watches.is_read(b"d/g")
+    with (tmp_path / "f").open("w"):
+        pass
+    assert watches.read() == ({b"f"}, False)
+    watches.is_read(b"f")
+    assert watches.closed() == set()
     (tmp_path / "d").chmod(0o700)
     assert watches.read() == (set(), False)
+
+
+def test_who_writes_and_has_not_closed(watches, tmp_path):
+    with (tmp_path / "f").open("w") as file:
+        assert watches.read() == ({b"f"}, False)
+        assert not watches.is_written(b"f")
+        file.write("x")
+        file.flush()
+        assert watches.read() == (set(), False)
+        assert watches.is_written(b"f")
+        (tmp_path / "f").chmod(0o600)
+        watches.read()
+        assert watches.is_written(b"f")
+    assert watches.read() == ({b"f"}, False)
+    assert not watches.is_written(b"f")
+    with (tmp_path / "d" / "f").open("w") as file:
+        file.write("x")
+        file.flush()
+        os.rename(tmp_path / "d", tmp_path / "e")
+        watches.read()
+        assert not watches.is_written(b"d/f"), "that is another name by now"
 
 
 def test_a_directory_that_comes_goes_or_moves_is_everything(watches, tmp_path):

@@ -3,7 +3,8 @@
 Programs work in it at any moment, and what they do is theirs: a name is resolved beneath the root's descriptor, without following
 a link, and nothing is replaced or removed before it was looked at where nobody can reach it any more. For that it is exchanged
 with what comes, or renamed into a directory beside the copy (renameat2(2)). A file that a program has open for writing is left
-alone: the kernel tells of one by refusing a lease on it (fcntl(2), F_SETLEASE), for files of our own user.
+alone: the kernel tells of one by refusing a lease on it (fcntl(2), F_SETLEASE), for files of our own user. One of another user's
+that went is therefore kept beside for a while: if somebody writes to it still, it comes back under a name of its own.
 """
 
 import contextlib
@@ -12,7 +13,8 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from fuse_gated.edge import syscalls
@@ -25,20 +27,33 @@ PIECE: Final = 2**20
 """Bytes that are read at once."""
 BESIDE: Final = "tmp"
 """The directory of what is on its way."""
+KEPT_FOR: Final = 600.0
+"""Seconds for which a file that went is kept, if nobody can know whether a program has it open."""
 
 _GONE: Final = frozenset({
     errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.EXDEV, errno.ESTALE,
 })  # fmt: skip
 _TRIES: Final = 100
+_KEPT: Final = "kept"
+_CLOCK: Final = 5  # CLOCK_REALTIME_COARSE (linux/time.h), by which files have their times.
+_TICK: Final = 10_000_000
+"""Nanoseconds: its coarsest step (CONFIG_HZ=100)."""
 _MODE_DIRECTORY: Final = 0o770
 
 
 class CopyTree:
     """`root` is a descriptor of the copy's root, `beside` of a directory on the same filesystem that is ours alone and has BESIDE
-    in it. Neither is closed here."""
+    in it. Neither is closed here. After `scan`, `closed` has the directories that may not be listed, and why. `before_reading` is
+    called with the path of each file that is to be read. `is_written` knows, of some, whether a program is at work on them:
+    asked where the kernel does not tell."""
 
     def __init__(self, root: int, beside: int) -> None:
         self.root = root
+        self.closed: dict[bytes, str] = {}
+        self.before_reading: Callable[[bytes], None] = lambda _path: None
+        self.is_written: Callable[[bytes], bool] = lambda _path: False
+        self._kept: dict[str, tuple[bytes, Version, float]] = {}
+        """What went and may be open: where it was, what it is, and when it may go."""
         self._beside = open_within(beside, BESIDE.encode(), os.O_RDONLY | os.O_DIRECTORY)
 
     def close(self) -> None:
@@ -47,19 +62,25 @@ class CopyTree:
     # What is there.
 
     def scan(self) -> list[bytes]:
-        """All names in it, what may not be listed left out."""
+        """All names in it, but what lies in directories that may not be listed, or whose paths are too long."""
         found: list[bytes] = []
+        self.closed = {}
         todo = [b""]
         while todo:
             directory = todo.pop()
-            with contextlib.suppress(OSError):
+            try:
                 opened = open_within(self.root, directory, os.O_RDONLY | os.O_DIRECTORY)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    self.closed[directory] = f"it cannot be listed here: {error.strerror}"
+                continue
+            with contextlib.suppress(OSError):
                 try:
                     with os.scandir(opened) as entries:
                         for entry in entries:
                             path = join(directory, os.fsencode(entry.name))
                             found.append(path)
-                            if entry.is_dir(follow_symlinks=False):
+                            if entry.is_dir(follow_symlinks=False) and len(path) <= names.LONGEST:
                                 todo.append(path)
                 finally:
                     os.close(opened)
@@ -73,12 +94,19 @@ class CopyTree:
             return None
 
     def read(self, path: bytes) -> tuple[Version, Iterator[bytes]]:
+        self.before_reading(path)
         with _errors():
             fd = open_within(self.root, path, os.O_RDONLY | os.O_NONBLOCK)
+        # The clock first: whoever writes after this look leaves a later time.
+        now = time.clock_gettime_ns(_CLOCK)
         found = _of(os.fstat(fd))
         if found.kind != FILE or _is_being_written(fd):
             os.close(fd)
             raise Changed if found.kind != FILE else Busy
+        if now <= found.ctime <= now + _TICK:
+            # Whoever writes in the same tick of the clock leaves this time.
+            os.close(fd)
+            raise Changed
         return found, _Pieces(fd)
 
     # What comes.
@@ -108,7 +136,7 @@ class CopyTree:
                 os.close(fd)
         except OSError as error:
             self.discard(name)
-            raise Refused(f"it cannot be written here: {error.strerror}") from None
+            raise Refused(f"it cannot be written here: {error.strerror}", passing=True) from None
         except BaseException:
             self.discard(name)
             raise
@@ -127,7 +155,7 @@ class CopyTree:
             if expected is None:
                 self._rename(name, directory, leaf, syscalls.RENAME_NOREPLACE)
             else:
-                self._check(directory, leaf, expected)
+                self._check(directory, path, expected)
                 self._exchange(name, directory, leaf, path, ours, expected)
             found = _version(directory, leaf)
         # What a program has made of it since is a change.
@@ -152,7 +180,7 @@ class CopyTree:
                 # The name has gone meanwhile, or a program has written to what was there for a moment.
                 self._give_back(marked, path)
             raise why
-        self.discard(marked)
+        self._let_go(marked, path, expected)
 
     # What goes.
 
@@ -161,14 +189,58 @@ class CopyTree:
             if expected.kind == DIRECTORY:
                 os.rmdir(leaf, dir_fd=directory)
                 return
-            self._check(directory, leaf, expected)
+            self._check(directory, path, expected)
             name = f"0-{secrets.token_hex(8)}"
             syscalls.renameat2(directory, leaf, self._beside, name.encode(), syscalls.RENAME_NOREPLACE)
             why = self._why_kept(name, expected)
             if why is not None:
                 self._give_back(name, path)
                 raise why
-            os.unlink(name, dir_fd=self._beside)
+            self._let_go(name, path, expected)
+
+    def _let_go(self, name: str, path: bytes, expected: Version) -> None:
+        """What was put aside goes, or is kept for a while if a program may have it open without our knowing."""
+        if expected.kind != FILE or _is_open(self._beside, name.encode()) is False:
+            self.discard(name)
+            return
+        kept = f"{_KEPT}-{secrets.token_hex(8)}"
+        os.rename(name, kept, src_dir_fd=self._beside, dst_dir_fd=self._beside)
+        self._keep(kept, path)
+
+    def _keep(self, name: str, path: bytes) -> None:
+        found = _version(self._beside, name.encode())
+        if found is not None:
+            self._kept[name] = (path, found, time.monotonic() + KEPT_FOR)
+
+    def give_back(self) -> bool:
+        """What went and was written to since comes back under a name of its own; what nobody wrote to for long goes at last.
+        Whether anything came back."""
+        back = False
+        for name, (path, was, until) in list(self._kept.items()):
+            found = _version(self._beside, name.encode())
+            if found is None:
+                del self._kept[name]
+            elif not same_but_renamed(found, was):
+                del self._kept[name]
+                self._give_back(name, path, first=1)
+                back = True
+            elif time.monotonic() >= until:
+                del self._kept[name]
+                self.discard(name)
+        return back
+
+    def is_open(self, path: bytes) -> bool:
+        """Whether a program has that file open for writing, as far as anybody knows. Raises Refused."""
+        with contextlib.suppress(Changed), self._parent(path) as (directory, name):
+            return self._is_open(directory, name, path)
+        return False
+
+    def end(self) -> None:
+        """Nobody sees to what is kept from now on."""
+        self.give_back()
+        for name in self._kept:
+            self.discard(name)
+        self._kept.clear()
 
     def move(self, path: bytes, new_path: bytes) -> None:
         with self._parent(path) as (directory, name), self._parent(new_path) as (new_directory, new_name):
@@ -181,6 +253,10 @@ class CopyTree:
         for name in os.listdir(self._beside):
             found = _version(self._beside, name.encode())
             if found is None:
+                continue
+            if name.startswith(_KEPT):
+                # Where it was nobody knows any more.
+                self._keep(name, b"recovered")
                 continue
             path, local = by_inode.get((found.device, found.inode), (b"recovered", None))
             inode = name.rpartition("-")[0]
@@ -199,11 +275,11 @@ class CopyTree:
         name = secrets.token_hex(8)
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=self._beside)
         try:
-            _write(fd, text)
-            os.fchmod(fd, 0o644)
-        finally:
-            os.close(fd)
-        try:
+            try:
+                _write(fd, text)
+                os.fchmod(fd, 0o644)
+            finally:
+                os.close(fd)
             os.rename(name, names.TOLD, src_dir_fd=self._beside, dst_dir_fd=self.root)
         except OSError:
             self.discard(name)
@@ -222,12 +298,17 @@ class CopyTree:
             finally:
                 os.close(directory)
 
-    def _check(self, directory: int, name: bytes, expected: Version) -> None:
+    def _check(self, directory: int, path: bytes, expected: Version) -> None:
         """Raises Changed and Busy where it is not to be touched."""
+        name = split(path)[1]
         if _version(directory, name) != expected:
             raise Changed
-        if expected.kind == FILE and _is_open(directory, name):
+        if expected.kind == FILE and self._is_open(directory, name, path):
             raise Busy
+
+    def _is_open(self, directory: int, name: bytes, path: bytes) -> bool:
+        is_open = _is_open(directory, name)
+        return self.is_written(path) if is_open is None else is_open
 
     def _why_kept(self, name: str, expected: Version) -> Exception | None:
         """Why what was put aside is not to go: nobody finds it any more, but a program may have had it open before."""
@@ -235,9 +316,9 @@ class CopyTree:
             return Changed()
         return Busy() if expected.kind == FILE and _is_open(self._beside, name.encode()) else None
 
-    def _give_back(self, name: str, path: bytes) -> None:
+    def _give_back(self, name: str, path: bytes, *, first: int = 0) -> None:
         """To its place, or to a name beside it. Where that cannot be, it stays aside, and is seen to by whoever comes after."""
-        for number in range(_TRIES):
+        for number in range(first, _TRIES):
             place = names.conflict(path, "local", number) if number else path
             with contextlib.suppress(OSError, Changed, Refused), self._parent(place) as (directory, leaf):
                 self._rename(name, directory, leaf, syscalls.RENAME_NOREPLACE)
@@ -327,24 +408,24 @@ def _there(found: Version | None) -> Version:
     return found
 
 
-def _is_open(directory: int, name: bytes) -> bool:
-    """Whether a program has the file open for writing, as far as we may know."""
+def _is_open(directory: int, name: bytes) -> bool | None:
+    """Whether a program has the file open for writing; None where the kernel does not tell us."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
-        return False
+        return None
     try:
         return _is_being_written(fd)
     finally:
         os.close(fd)
 
 
-def _is_being_written(fd: int) -> bool:
+def _is_being_written(fd: int) -> bool | None:
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
         # Anything else: the file is not our user's, or its filesystem has no leases.
-        return error.errno == errno.EAGAIN
+        return True if error.errno == errno.EAGAIN else None
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False
 

@@ -39,6 +39,7 @@ def place(
     """
     opened: list[int] = []
     try:
+        _void_without(tenant, export)
         for name in (export, beside(export)):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, _CLOSED, dir_fd=tenant)
@@ -63,6 +64,8 @@ def place(
 def displace(tenant: int, export: str, aside: str) -> None:
     """Take away what `place` made: what is not empty gets a name with `aside` in it. Raises OSError."""
     kept = f"{export}{_MARK}unsent-{aside}"
+    # First: whoever is killed in between must not leave a ledger to a copy that is gone.
+    _void(tenant, export)
     try:
         os.rmdir(export, dir_fd=tenant)
     except FileNotFoundError:
@@ -72,18 +75,36 @@ def displace(tenant: int, export: str, aside: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         directory = mounts.open_beneath(tenant, beside(export), os.O_RDONLY | os.O_DIRECTORY, same_mount=True)
         try:
-            for name in os.listdir(directory):
-                if name != BESIDE:
-                    os.unlink(name, dir_fd=directory)
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(BESIDE, dir_fd=directory)
+            os.rmdir(beside(export), dir_fd=tenant)
         except OSError:
             # Something that a program has written lies there still.
             _put_aside(tenant, beside(export), f"{kept}{_MARK}beside")
-            return
         finally:
             os.close(directory)
-        os.rmdir(beside(export), dir_fd=tenant)
+
+
+def _void_without(tenant: int, export: str) -> None:
+    """A ledger belongs to a copy that is there. Left to another one, which may even get the inode's number, it would say that all
+    that it names was removed. Raises OSError."""
+    # By its name: what is mounted there may be of somebody who never answers.
+    if export not in os.listdir(tenant):
+        _void(tenant, export)
+
+
+def _void(tenant: int, export: str) -> None:
+    """Remove the files beside a copy: what is known of it. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        directory = mounts.open_beneath(tenant, beside(export), os.O_RDONLY | os.O_DIRECTORY, same_mount=True)
+        try:
+            for name in os.listdir(directory):
+                if name != BESIDE:
+                    # What is no file is put aside with all that is beside.
+                    with contextlib.suppress(IsADirectoryError):
+                        os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(directory)
 
 
 def _put_aside(tenant: int, name: str, kept: str) -> None:

@@ -3,17 +3,21 @@ closed is lost whenever the process is killed. How it goes to the client is in s
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
+
+import msgspec
 
 from fuse_gated.paths import shown
 from fuse_gated.replica import names
+from fuse_gated.replica.comparing import alike
 from fuse_gated.replica.ledger import Book, Kept, Same
 from fuse_gated.replica.plan import Action, decide
 from fuse_gated.replica.room import Room
 from fuse_gated.replica.sending import Sending
 from fuse_gated.replica.sides import Busy, Changed, Far, Near, Refused
-from fuse_gated.replica.version import DIRECTORY, FILE, LINK, OTHER, Base, Version
+from fuse_gated.replica.version import DIRECTORY, FILE, Base, Version, same_but_renamed
 
 _REMOVALS: Final = frozenset({Action.REMOVE_LOCAL, Action.REMOVE_REMOTE, Action.FORGET})
 
@@ -40,6 +44,11 @@ class Copy:
         """What the copy has and the client does not get, and why."""
         self.again: set[bytes] = set()
         """To be looked at again soon."""
+        self._asked: dict[bytes, Version] = {}
+        """What the client has refused to be read: asked for once."""
+        self._later: dict[bytes, Version] = {}
+        """What could not come or go for now, as it was then."""
+        self._counted = False
         self._near = near
         self._far = far
         self._note = book.note
@@ -55,21 +64,43 @@ class Copy:
         """The rules or the room are others: what was refused is tried again."""
         self.left_out.clear()
         self.unsent.clear()
+        self._asked.clear()
+        self._later.clear()
         for path in list(self.ledger.kept):
             self._note(Kept(path, None))
 
-    def withdraw(self, path: bytes, why: str) -> None:
-        """The client's content may no longer be read: what is here of it goes, unless somebody has changed it."""
-        base = self.ledger.bases.get(path)
-        with self._refusals(path), contextlib.suppress(Changed, Busy):
-            if base is not None and base.local == self._near.look(path):
-                self._leave_out(path, base.local, base.remote, why)
+    def retry_later(self) -> None:
+        """Some time has gone: what could not be for now, because a disk was full, is tried again."""
+        self._later.clear()
 
-    def round(self, here: Iterable[bytes], there: Mapping[bytes, Version], is_unknown: Callable[[bytes], bool]) -> None:
+    def doubt(self, path: bytes) -> None:
+        """A program has closed the file that it had open for writing. Even if its times are as they were it may be another one:
+        a store to a mapping (mmap(2)) leaves them alone on a tmpfs. So what is in it is compared."""
+        base = self.ledger.bases.get(path)
+        with self._refusals(path):
+            if base is not None and base.local.kind == FILE and base.local == self._near.look(path):
+                # Noted, so that whoever comes after us, or the session's end, does not take it for what the client has.
+                self._note(Same(path, Base(msgspec.structs.replace(base.local, ctime=0), base.remote)))
+
+    def withdraw(self, path: bytes, why: str) -> bool:
+        """The client's content may no longer be read: what is here of it goes, unless somebody has changed it. False while a
+        program has it open for writing."""
+        base = self.ledger.bases.get(path)
+        try:
+            with self._refusals(path), contextlib.suppress(Changed):
+                if base is not None and base.local == self._near.look(path):
+                    self._leave_out(path, base.local, base.remote, why)
+                    self._asked[path] = base.remote
+        except Busy:
+            return False
+        return True
+
+    def round(self, here: Collection[bytes], there: Mapping[bytes, Version], is_unknown: Callable[[bytes], bool]) -> None:
         """Settle whatever is on either side, or was. `there` is all that the client has, but for what `is_unknown`: that is left
         as it is. What is removed comes last, and what lies deepest first. Raises Away."""
         removals: list[bytes] = []
         self.again.clear()
+        self._begin(here)
         for path in sorted({*here, *there, *self.ledger.bases, *self.left_out, *self.ledger.kept}):
             if is_unknown(path):
                 continue
@@ -81,15 +112,29 @@ class Copy:
         for path in reversed(removals):
             self.settle(path, there.get(path))
 
+    def _begin(self, here: Collection[bytes]) -> None:
+        for path in [path for path in self.unsent if len(path) > names.LONGEST]:
+            del self.unsent[path]
+        if not self._counted:
+            # What the last process has brought here has room already.
+            for path in itertools.filterfalse(names.is_ours, here):
+                with self._refusals(path):
+                    self.room.has(path, self._near.look(path))
+            self._counted = True
+
     def settle(self, path: bytes, remote: Version | None) -> None:
         """Do what is to be done with a name, of which the client says that. Raises Away."""
-        if path == names.TOLD or names.is_temporary(path):
+        if names.is_ours(path):
+            return
+        if len(path) > names.LONGEST:
+            self.unsent[path] = "its path is too long"
             return
         with self._refusals(path):
             local = self._near.look(path)
             self.room.has(path, local)
             if remote is None:
                 self.left_out.pop(path, None)
+                self._asked.pop(path, None)
             if local is None:
                 self.unsent.pop(path, None)
                 self._note(Kept(path, None))
@@ -135,28 +180,23 @@ class Copy:
     # From the client.
 
     def _fetch(self, path: bytes, local: Version | None, remote: Version) -> None:
-        why = self._why_not(path, remote)
-        if not why and local is None and self.left_out.get(path, (None,))[0] == remote:
-            # Tried before, and it is the same still.
-            return
+        why = names.why_not(path, remote) or self.room.why_not(path, remote)
         if why:
             self._leave_out(path, local, remote, why)
+            return
+        if local is None and remote in (self._asked.get(path), self._later.get(path)):
+            # Tried before, and it is the same still.
             return
         try:
             installed = self._fetched(path, local, remote)
         except Refused as refused:
             self._leave_out(path, local, remote, refused.reason)
+            (self._later if refused.passing else self._asked)[path] = remote
             return
-        self.left_out.pop(path, None)
+        for known in (self.left_out, self._asked, self._later):
+            known.pop(path, None)
         self.room.has(path, installed)
         self._note(Same(path, Base(installed, remote)))
-
-    def _why_not(self, path: bytes, remote: Version) -> str:
-        if remote.kind == OTHER:
-            return "neither a file, a directory nor a link"
-        if remote.kind == LINK and not names.stays_inside(path, remote.target):
-            return "a link that may lead out of the export"
-        return self.room.why_not(path, remote)
 
     def _leave_out(self, path: bytes, local: Version | None, remote: Version, why: str) -> None:
         """What is not copied must not look as if it were what it was."""
@@ -183,11 +223,17 @@ class Copy:
     # To the client.
 
     def _send(self, path: bytes, local: Version, remote: Version | None) -> None:
-        if local.kind == OTHER:
-            self.unsent[path] = "neither a file, a directory nor a link"
+        why = names.why_not(path, local)
+        if why:
+            # Sent, it would be taken from here as what the client has made.
+            self.unsent[path] = why
             return
-        if self.ledger.kept.get(path) == local:
+        if local in (self.ledger.kept.get(path), self._later.get(path)):
             self.unsent.setdefault(path, "the policy refuses it")
+            return
+        if remote is not None and self._is_no_change(path, local, remote):
+            self._note(Same(path, Base(local, remote)))
+            self.unsent.pop(path, None)
             return
         try:
             if local.kind == DIRECTORY:
@@ -195,10 +241,20 @@ class Copy:
             else:
                 self._sending.put(path, local, remote)
         except Refused as refused:
-            self._keep_refused(path, local, remote, refused.reason)
+            if refused.passing:
+                self._later[path] = local
+                self.unsent[path] = refused.reason
+            else:
+                self._keep_refused(path, local, remote, refused.reason)
         else:
             self.unsent.pop(path, None)
             self._note(Kept(path, None))
+            self._later.pop(path, None)
+
+    def _is_no_change(self, path: bytes, local: Version, remote: Version) -> bool:
+        """Whether nothing but a time tells that ours was changed, and the client has what is in it."""
+        base = self.ledger.bases.get(path)
+        return base is not None and same_but_renamed(base.local, local) and alike(self._near, self._far, path, local, remote)
 
     def _keep_refused(self, path: bytes, local: Version, remote: Version | None, reason: str) -> None:
         """It stays here. Where the client has another one of that name, that one is to be seen by it."""
@@ -236,25 +292,12 @@ class Copy:
         self._forget(path)
 
     def _conflict(self, path: bytes, local: Version, remote: Version) -> None:
-        if self._alike(path, local, remote):
+        if alike(self._near, self._far, path, local, remote):
             self._note(Same(path, Base(local, remote)))
             return
         aside = self._aside(path, names.conflict)
         self._forget(path)
         self._tell(f"{shown(path)} has changed on both sides: what was written here is {shown(aside)} on both from now on")
-
-    def _alike(self, path: bytes, local: Version, remote: Version) -> bool:
-        if (local.kind, local.size, local.executable) != (remote.kind, remote.size, remote.executable) or local.kind != FILE:
-            return False
-        found, ours = self._near.read(path)
-        try:
-            there, theirs = self._far.read(path)
-            equal = _equal(ours, theirs)
-        except Refused:
-            return False
-        if (found, there) != (local, remote) or self._near.look(path) != local or self._far.look(path) != remote:
-            raise Changed
-        return equal
 
     def _aside(self, path: bytes, name: Callable[[bytes, str, int], bytes]) -> bytes:
         """Give what is here the first name of that kind that is free."""
@@ -270,22 +313,7 @@ class Copy:
         self._note(Same(path, None))
 
 
-
 def _there(found: Version | None) -> Version:
     """What `decide` has seen is there."""
     assert found is not None
     return found
-
-
-def _equal(one: Iterator[bytes], other: Iterator[bytes]) -> bool:
-    """Whether the two yield the same bytes, however they are cut."""
-    left = right = b""
-    while True:
-        left = left or next(one, b"")
-        right = right or next(other, b"")
-        if not left or not right:
-            return not left and not right
-        length = min(len(left), len(right))
-        if left[:length] != right[:length]:
-            return False
-        left, right = left[length:], right[length:]

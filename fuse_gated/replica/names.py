@@ -3,11 +3,15 @@
 from typing import Final
 
 from fuse_gated.paths import NAME_MAX, join, split
+from fuse_gated.replica.version import LINK, OTHER, Version
 
 TOLD: Final = b".fuse-gated-local"
 """A file in the copy's root that says what is not on both sides, and why. It is on no other side."""
 TEMPORARY: Final = b".fuse-gated-"
 """How the names begin, on the client, of what is on its way."""
+
+LONGEST: Final = 4000
+"""Bytes of a path: this machine opens none of PATH_MAX (limits.h) or more."""
 
 _CONFLICT: Final = "conflict"
 _REFUSED: Final = "refused"
@@ -34,6 +38,20 @@ def temporary(path: bytes, token: str) -> bytes:
 def is_temporary(path: bytes) -> bool:
     """Whether the last name of a path is one that `temporary` makes."""
     return split(path)[1].startswith(TEMPORARY) and path != TOLD
+
+
+def is_ours(path: bytes) -> bool:
+    """Whether what has that name is of the copy's keeping, and neither brought nor sent."""
+    return path == TOLD or is_temporary(path)
+
+
+def why_not(path: bytes, version: Version) -> str:
+    """Why that is never in both of the copy and the export; '' if it may be."""
+    if version.kind == OTHER:
+        return "neither a file, a directory nor a link"
+    if version.kind == LINK and not stays_inside(path, version.target):
+        return "a link that may lead out of the export"
+    return ""
 
 
 def stays_inside(path: bytes, target: bytes) -> bool:

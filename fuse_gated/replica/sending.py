@@ -43,6 +43,8 @@ class Sending:
         self._token = token
         self._tell = tell
         self._again = again
+        self._left: set[bytes] = set()
+        """What nobody lets us look at on the client. It is told once."""
 
     def recover(self) -> None:
         """What was begun and never ended. Raises Away."""
@@ -88,7 +90,7 @@ class Sending:
                 # Somebody has written to it just now. If it cannot be put back, it stays under another name.
                 self._far.exchange(temporary, path)
                 raise Changed
-        elif self._far.look(path) != begun.theirs:
+        elif self._far.look_now(path) != begun.theirs:
             raise Changed
         else:
             self._far.replace(temporary, path)
@@ -106,7 +108,18 @@ class Sending:
         self._clean_up(begun)
 
     def _clean_up(self, begun: Begun) -> None:
-        """Nothing is to be left at a temporary name: what is somebody's work goes back, or gets a name of its own."""
+        """Nothing is to be left at a temporary name: what is somebody's work goes back, or gets a name of its own. What may not
+        even be looked at stays noted, and is seen to by whoever comes after."""
+        try:
+            self._put_right(begun)
+        except Refused as refused:
+            if begun.temporary not in self._left:
+                self._left.add(begun.temporary)
+                self._tell(f"{shown(begun.temporary)} may be left on the client: {refused.reason}")
+        self._again.add(begun.path)
+
+    def _put_right(self, begun: Begun) -> None:
+        """Raises Refused where it may not be looked at."""
         found = self._far.look(begun.temporary)
         if found is not None and is_somebodys(begun, found):
             self._give_back(begun)
@@ -118,7 +131,6 @@ class Sending:
             except Refused as refused:
                 self._tell(f"{shown(begun.temporary)} is left on the client: {refused.reason}")
         self._note(Over(begun.temporary))
-        self._again.add(begun.path)
 
     def _give_back(self, begun: Begun) -> None:
         for number in range(_TRIES):

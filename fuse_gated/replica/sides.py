@@ -15,11 +15,12 @@ class Busy(Exception):
 
 
 class Refused(Exception):
-    """The side does not allow it, now or later. Nothing was done."""
+    """The side does not allow it, or cannot (`passing`: a disk is full), which may be otherwise later. Nothing was done."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.passing = passing
 
 
 class Away(Exception):
@@ -33,7 +34,8 @@ class Side(Protocol):
         """What is there. Raises Refused and Away."""
 
     def read(self, path: bytes) -> tuple[Version, Iterator[bytes]]:
-        """A regular file. Raises Changed where there is none, and what `look` raises; ours raises Busy."""
+        """A regular file. Raises Changed where there is none, and what `look` raises; ours raises Busy, and Changed for one so
+        young that another change would leave its times as they are."""
 
     def make(self, path: bytes, version: Version) -> Version:
         """A directory or a symbolic link, where nothing is. Raises Changed, Refused, Away."""
@@ -60,6 +62,9 @@ class Near(Side, Protocol):
 
 class Far(Side, Protocol):
     """The client, past the gate."""
+
+    def look_now(self, path: bytes) -> Version | None:
+        """As `look`, of what the client has at this moment: not of what somebody remembers of it."""
 
     def write(self, path: bytes, chunks: Iterator[bytes], version: Version) -> Version:
         """A new file, with the mode and the time of `version`; on the client's disk when this returns. Raises Changed, Refused

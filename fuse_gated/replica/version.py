@@ -15,6 +15,10 @@ OTHER: Final = "other"
 _KINDS: Final = {0o100000: FILE, 0o040000: DIRECTORY, 0o120000: LINK}
 
 
+_LATEST: Final = 2**63 - 1
+"""In the year 2262. What lies outside of it (utimensat(2) sets years of 64 bits in seconds) is neither noted nor sent."""
+
+
 class Version(msgspec.Struct, frozen=True, gc=False):
     """One name on one side. Times are nanoseconds since the epoch; `mode` are a file's permission bits, `target` is a link's."""
 
@@ -51,8 +55,12 @@ def version(mode: int, size: int, mtime: int, ctime: int, *, device: int, inode:
     """Of what does not count there is nothing in it: a directory's times change with every name in it, a link is its target."""
     kind = _KINDS.get(mode & 0o170000, OTHER)
     if kind == FILE:
-        return Version(kind, size, mtime, ctime, device, inode, mode & 0o777)
+        return Version(kind, size, _time(mtime), _time(ctime), device, inode, mode & 0o777)
     return Version(kind, target=target if kind == LINK else b"")
+
+
+def _time(nanoseconds: int) -> int:
+    return max(-_LATEST, min(nanoseconds, _LATEST))
 
 
 def same_but_renamed(one: Version, other: Version) -> bool:

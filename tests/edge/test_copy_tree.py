@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from fuse_gated.edge import copy_tree, syscalls
 from fuse_gated.edge.copy_tree import BESIDE, CopyTree
-from fuse_gated.replica.names import TOLD
+from fuse_gated.replica.ledger import Same, encode
+from fuse_gated.replica.names import LONGEST, TOLD
 from fuse_gated.replica.sides import Busy, Changed, Refused
 from fuse_gated.replica.version import DIRECTORY, FILE, LINK, OTHER, Base, Version
 
@@ -30,6 +32,9 @@ class Place:
         (self.root / path).write_text(content)
         found = self.tree.look(path.encode())
         assert found is not None
+        # Until the clock by which files have their times has gone on: what is younger is not read.
+        while time.clock_gettime_ns(copy_tree._CLOCK) <= found.ctime:
+            time.sleep(0.001)
         return found
 
     def come(self, content: bytes, *, mode: int = 0o644, mtime: int = 10**18) -> str:
@@ -273,7 +278,7 @@ def test_what_a_killed_process_has_left(place):
     assert place.left() == []
 
 
-def test_telling(place):
+def test_telling(place, monkeypatch):
     place.tree.tell(b"one\n")
     place.tree.tell(b"two\n")
     told = place.root / os.fsdecode(TOLD)
@@ -285,6 +290,14 @@ def test_telling(place):
     with pytest.raises(OSError, match="directory"):
         place.tree.tell(b"three\n")
     assert place.left() == []
+    monkeypatch.setattr(copy_tree, "_write", _full)
+    with pytest.raises(OSError, match="No space"):
+        place.tree.tell(b"four\n")
+    assert place.left() == []
+
+
+def _full(_fd, _data):
+    raise OSError(28, "No space left on device")
 
 
 def test_what_goes_while_it_is_exchanged_leaves_nothing(place, monkeypatch):
@@ -347,3 +360,127 @@ def test_a_version_with_another_ctime_is_a_change(place):
     found = place.put("f", "x")
     with pytest.raises(Changed):
         place.tree.remove(b"f", msgspec.structs.replace(found, ctime=found.ctime - 1))
+
+
+@pytest.mark.parametrize("attempt", ["install", "remove"])
+def test_a_file_of_another_user_may_be_open(place, monkeypatch, attempt):
+    """The kernel does not tell of it. Whoever goes on writing to it has not written in vain."""
+    monkeypatch.setattr(copy_tree, "_is_being_written", lambda _fd: None)
+    found = place.put("f", "one")
+    with (place.root / "f").open("a") as file:
+        if attempt == "install":
+            place.tree.install(place.come(b"new"), b"f", found)
+        else:
+            place.tree.remove(b"f", found)
+        assert not place.tree.give_back()
+        file.write(" more")
+    assert place.tree.give_back()
+    kept = {path.name: path.read_text() for path in place.root.iterdir()}
+    assert kept.pop("f.conflict-local-1") == "one more"
+    assert kept == ({"f": "new"} if attempt == "install" else {})
+    assert place.left() == []
+
+
+@pytest.mark.parametrize("attempt", ["install", "remove"])
+def test_a_file_of_another_user_that_is_being_written_is_left_alone(place, monkeypatch, attempt):
+    monkeypatch.setattr(copy_tree, "_is_being_written", lambda _fd: None)
+    place.tree.is_written = lambda path: path == b"f"
+    found = place.put("f", "one")
+    assert place.tree.is_open(b"f")
+    assert not place.tree.is_open(b"nothing/f")
+    attempts = {
+        "install": lambda: place.tree.install(place.come(b"new"), b"f", found),
+        "remove": lambda: place.tree.remove(b"f", found),
+    }
+    with pytest.raises(Busy):
+        attempts[attempt]()
+    place.tree.remove(b"g", place.put("g", "two"))
+    assert (place.root / "f").read_text() == "one"
+    place.tree.end()
+    assert [path.name for path in place.root.iterdir()] == ["f"]
+
+
+def test_what_nobody_writes_to_goes_in_the_end(place, monkeypatch):
+    monkeypatch.setattr(copy_tree, "_is_being_written", lambda _fd: None)
+    place.tree.remove(b"f", place.put("f", "one"))
+    place.tree.remove(b"g", place.put("g", "two"))
+    assert len(place.left()) == 2
+    (place.tmp / place.left()[0]).unlink()
+    place.tree.give_back()
+    assert len(place.left()) == 1
+    # Whoever comes after us keeps it too, from then on.
+    place.tree.recover({})
+    assert len(place.left()) == 1
+    monkeypatch.setattr(copy_tree, "KEPT_FOR", 0.0)
+    place.tree.recover({})
+    assert not place.tree.give_back()
+    assert place.left() == []
+
+
+def test_of_whose_files_the_kernel_tells(place):
+    """As another user, who may read the file."""
+    place.put("f", "x")
+    (place.root / "f").chmod(0o644)
+    fd = os.open(place.root / "f", os.O_RDONLY)
+    assert copy_tree._is_being_written(fd) is False
+    if os.geteuid() == 0:
+        os.fchown(fd, 1, 1)
+        uid_before = os.geteuid()
+        os.seteuid(65534)
+        try:
+            assert copy_tree._is_being_written(fd) is None
+        finally:
+            os.seteuid(uid_before)
+    os.close(fd)
+
+
+def test_a_file_as_young_as_the_clock_is_read_later(place, monkeypatch):
+    """Within one tick a second write of the same length leaves size and times as they are."""
+    found = place.put("f", "one")
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda _clock: found.ctime)
+    with pytest.raises(Changed):
+        place.tree.read(b"f")
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda _clock: found.ctime + 1)
+    assert place.tree.read(b"f")[0] == found
+    # A clock that was set back.
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda _clock: found.ctime - 10**9)
+    assert place.tree.read(b"f")[0] == found
+
+
+def test_times_of_any_year_can_be_noted(place):
+    place.put("f", "x")
+    os.utime(place.root / "f", ns=(0, 32503680000 * 10**9))
+    found = place.tree.look(b"f")
+    assert found.mtime < 2**63
+    encode(Same(b"f", Base(found, found)))
+
+
+def test_what_lies_too_deep_is_not_looked_for(place):
+    directory = os.open(place.root, os.O_RDONLY | os.O_DIRECTORY)
+    made = 0
+    for _ in range(30):
+        os.mkdir(b"x" * 200, dir_fd=directory)
+        deeper = os.open(b"x" * 200, os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+        os.close(directory)
+        directory, made = deeper, made + 1
+    os.close(directory)
+    paths = place.tree.scan()
+    assert LONGEST < max(map(len, paths)) < LONGEST + 256
+    assert len(paths) < made
+
+
+def test_a_directory_that_is_closed_to_us_is_told(place, monkeypatch):
+    (place.root / "d").mkdir()
+    real = copy_tree.open_within
+
+    def closed(root, path, flags):
+        if path == b"d":
+            raise PermissionError(13, "Permission denied")
+        return real(root, path, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(copy_tree, "open_within", closed)
+        assert place.tree.scan() == [b"d"]
+    assert place.tree.closed == {b"d": "it cannot be listed here: Permission denied"}
+    place.tree.scan()
+    assert place.tree.closed == {}

@@ -89,3 +89,30 @@ def test_a_filesystem_without_acls_is_told(tenant, monkeypatch):
     monkeypatch.setattr(posix1e, "ACL", refuses)
     with pytest.raises(OperatorError, match=r"cannot set the ACL of .*web"):
         made(tenant, gids=(4711,))
+
+
+def test_a_ledger_is_left_to_no_other_copy(tenant, tmp_path):
+    """The copy has gone, and what was known of it is still there: whoever was to remove both was killed in between."""
+    made(tenant)
+    ledger = tmp_path / "web~copy" / "ledger"
+    ledger.write_text("x")
+    made(tenant)
+    assert ledger.exists(), "it is the same copy"
+    (tmp_path / "web").rmdir()
+    made(tenant)
+    assert not ledger.exists()
+
+
+def test_the_ledger_goes_before_the_copy(tenant, tmp_path, monkeypatch):
+    made(tenant)
+    ledger = tmp_path / "web~copy" / "ledger"
+    ledger.write_text("x")
+
+    def killed(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", killed)
+        with pytest.raises(KeyboardInterrupt):
+            placing.displace(tenant, "web", "s")
+    assert not ledger.exists()

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuse_gated.replica.copying import _equal
 from fuse_gated.replica.ledger import Begun, encode
-from fuse_gated.replica.names import TOLD
+from fuse_gated.replica.names import LONGEST, TOLD
 from fuse_gated.replica.version import DIRECTORY, FILE, LINK, Version
 
 CONFLICT, REFUSED = b".conflict-5e551017-1", b".refused-5e551017-1"
@@ -266,6 +265,17 @@ def test_what_may_no_longer_be_read_goes_unless_it_was_changed(world):
     assert set(world.copy.left_out) == {b"f"}
     world.settle()
     assert set(world.near.nodes) == {b"g"}
+
+
+def test_what_may_no_longer_be_read_and_is_open_goes_later(world):
+    world.far.put(b"f", b"x")
+    world.settle()
+    world.near.open.add(b"f")
+    assert not world.copy.withdraw(b"f", "the policy")
+    assert set(world.near.nodes) == {b"f"}
+    world.near.open.clear()
+    assert world.copy.withdraw(b"f", "the policy")
+    assert not world.near.nodes
 
 
 def test_what_may_not_be_looked_at_here_keeps_nothing_else_up(world):
@@ -532,12 +542,151 @@ def test_what_goes_by_itself_while_it_is_cleaned_up(world):
     assert world.ledger.begun == {}
 
 
-def test_two_contents_are_equal_however_they_are_cut():
-    assert _equal(iter([b"ab", b"c"]), iter([b"a", b"bc"]))
-    assert _equal(iter([]), iter([]))
-    assert not _equal(iter([b"ab"]), iter([b"a"]))
-    assert not _equal(iter([b"ab"]), iter([b"ac"]))
-    assert not _equal(iter([]), iter([b"a"]))
+# What no time tells, and what the last process knew.
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_store_that_changes_no_time_is_sent(world, killed):
+    world.far.put(b"f", b"one")
+    world.settle()
+    world.near.store(b"f", b"two")
+    world.settle()
+    assert world.far.content(b"f") == b"one", "nobody has said so"
+    world.copy.doubt(b"f")
+    if killed:
+        world.start()
+    assert world.ledger.bases[b"f"].local != world.near.nodes[b"f"][0], "the session's end would not take it for sent"
+    world.settle()
+    assert world.files(world.far) == world.files(world.near) == {b"f": b"two"}
+
+
+def test_what_was_opened_and_not_changed_is_not_sent_again(world):
+    world.far.put(b"f", b"one")
+    world.far.mkdir(b"d")
+    world.settle()
+    before = world.far.nodes[b"f"]
+    for path in (b"f", b"d", b"nothing"):
+        world.copy.doubt(path)
+    world.settle()
+    assert world.far.nodes[b"f"] == before
+    assert world.ledger.bases[b"f"].local == world.near.nodes[b"f"][0]
+    assert not world.copy.unsent
+
+
+def test_a_store_against_a_change_of_the_client_is_kept(world):
+    world.far.put(b"f", b"one")
+    world.settle()
+    world.near.store(b"f", b"two")
+    world.copy.doubt(b"f")
+    world.far.put(b"f", b"three")
+    world.settle()
+    assert world.files(world.far) == world.files(world.near) == {b"f": b"three", b"f" + CONFLICT: b"two"}
+
+
+def test_where_nothing_can_be_exchanged_the_last_look_is_at_the_client(world):
+    """And not at what the worker remembers of it."""
+    world.far.exchanges = False
+    world.far.put(b"f", b"one")
+    world.settle()
+    (old, _), version = world.far.nodes[b"f"], world.far.nodes[b"f"][0]
+    world.far.remembered[b"f"] = old
+    world.near.put(b"f", b"server")
+    world.far.put(b"f", b"client")
+    # What a listing says is remembered too.
+    world.copy.settle(b"f", version)
+    assert world.far.content(b"f") == b"client"
+    world.far.remembered.clear()
+    world.settle()
+    assert world.files(world.far) == {b"f": b"client", b"f" + CONFLICT: b"server"}
+
+
+def test_what_is_here_when_a_process_begins_is_counted(make_world):
+    world = make_world(size=10, files=3)
+    world.far.put(b"z", b"x" * 8)
+    world.settle()
+    world.start()
+    world.far.put(b"a", b"x" * 8)
+    world.near.put(TOLD, b"not counted")
+    world.settle()
+    assert set(world.near.nodes) == {b"z", TOLD}
+    assert world.copy.room.used == 8
+
+
+def test_what_had_no_room_comes_when_there_is_some(make_world):
+    world = make_world(size=10, files=3)
+    for name in (b"a", b"b"):
+        world.far.put(name, b"x" * 8)
+    world.settle()
+    assert set(world.near.nodes) == {b"a"}
+    world.near.drop(b"a")
+    world.settle()
+    assert set(world.near.nodes) == set(world.far.nodes) == {b"b"}
+    assert not world.copy.left_out
+
+
+def test_what_cannot_come_for_now_comes_later(world):
+    world.far.put(b"f", b"one")
+    world.near.refuses = lambda what, _path: "no space for now" if what == "receive" else ""
+    world.settle()
+    assert world.copy.left_out[b"f"][1] == "no space for now"
+    world.near.refuses = lambda _what, _path: ""
+    world.settle()
+    assert b"f" not in world.near.nodes, "not each second anew"
+    world.copy.retry_later()
+    world.settle()
+    assert world.files(world.near) == {b"f": b"one"}
+    assert not world.copy.left_out
+
+
+def test_what_cannot_go_for_now_goes_later(world):
+    world.far.put(b"f", b"one")
+    world.settle()
+    world.far.refuses = lambda what, _path: "no space for now" if what == "write" else ""
+    world.near.put(b"f", b"two")
+    world.near.put(b"g", b"new")
+    world.settle()
+    assert world.files(world.near) == {b"f": b"two", b"g": b"new"}
+    assert world.copy.unsent == {b"f": "no space for now", b"g": "no space for now"}
+    world.far.refuses = lambda _what, _path: ""
+    world.copy.retry_later()
+    world.settle()
+    assert world.files(world.far) == {b"f": b"two", b"g": b"new"}
+    assert not world.copy.unsent
+
+
+def test_a_link_that_leads_out_stays_where_it_was_made(world):
+    """As bin/python of a venv."""
+    world.near.symlink(b"python", b"/usr/bin/python3")
+    world.settle()
+    assert world.far.nodes == {}
+    assert world.near.nodes[b"python"][0].target == b"/usr/bin/python3"
+    assert world.copy.unsent == {b"python": "a link that may lead out of the export"}
+
+
+def test_a_path_that_is_too_long_keeps_nothing_else_up(world):
+    path = b"x" * (LONGEST + 1)
+    world.near.put(path, b"x")
+    world.near.put(b"f", b"x")
+    world.settle()
+    assert world.files(world.far) == {b"f": b"x"}
+    assert world.copy.unsent == {path: "its path is too long"}
+    world.near.drop(path)
+    world.settle()
+    assert not world.copy.unsent
+
+
+def test_what_may_not_be_looked_at_is_told_once_and_put_right_when_it_may(world):
+    world.far.put(b".fuse-gated-t-f", b"half")
+    world.log += encode(Begun(b"f", b".fuse-gated-t-f", None, None))
+    world.start()
+    world.far.refuses = lambda what, path: "hidden" if what == "look" and path.startswith(b".") else ""
+    world.copy.recover()
+    world.copy.recover()
+    assert world.said == ["/.fuse-gated-t-f may be left on the client: hidden"]
+    world.far.refuses = lambda _what, _path: ""
+    world.settle()
+    assert world.far.nodes == {}
+    assert world.ledger.begun == {}
 
 
 # All of it at once.

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from fuse_gated.paths import NAME_MAX, is_safe_name, join, split
 from fuse_gated.replica import names
+from fuse_gated.replica.version import DIRECTORY, LINK, OTHER, Version
 
 
 def test_marks_stand_behind_the_name():
@@ -44,3 +45,15 @@ def test_the_file_that_tells_is_not_temporary():
 )  # fmt: skip
 def test_a_link_stays_inside_by_its_form(path, target, inside):
     assert names.stays_inside(path, target) is inside
+
+
+def test_what_is_of_the_copys_keeping():
+    assert names.is_ours(names.TOLD)
+    assert names.is_ours(names.temporary(b"d/f", "ab"))
+    assert not names.is_ours(b"d/f")
+
+
+def test_what_is_never_on_both_sides():
+    assert names.why_not(b"l", Version(LINK, target=b"../x")) == "a link that may lead out of the export"
+    assert names.why_not(b"p", Version(OTHER)) == "neither a file, a directory nor a link"
+    assert names.why_not(b"l", Version(LINK, target=b"x")) == names.why_not(b"d", Version(DIRECTORY)) == ""

@@ -51,3 +51,11 @@ def test_the_clients_file_keeps_its_mode_but_for_the_right_to_execute(ours, ther
 
 def test_in_the_place_of_a_link_a_file_has_the_mode_of_most():
     assert mode_there(Version(FILE, mode=0o600), Version(LINK, target=b"x")) == 0o644
+
+
+@pytest.mark.parametrize(("seconds", "noted"), [(32503680000, 2**63 - 1), (-(2**40), -(2**63 - 1)), (10**9, 10**18)])
+def test_times_fit_where_they_are_noted_and_sent(seconds, noted):
+    """touch -d 3000-01-01, on a filesystem that takes it."""
+    found = version(stat.S_IFREG | 0o644, 1, seconds * 10**9, seconds * 10**9, device=4, inode=5)
+    assert (found.mtime, found.ctime) == (noted, noted)
+    msgspec.msgpack.encode(found)

@@ -2,8 +2,10 @@
 
 import contextlib
 import itertools
+import mmap
 import os
 import random
+import shutil
 import signal
 import stat
 import time
@@ -181,7 +183,7 @@ def test_the_bound_and_what_is_left_out(own_stage: Stage) -> None:
     assert "3 names of the client are not in the copy" in server.program.stderr.text()
     server.reload(own_stage.tenant(local={"size": "1MiB"}), said="policy applied")
     until(lambda: set(tree(mounted.path)) == {"a", "b", "c"}, "there is room now")
-    assert {path for _, path, _ in lines(mounted)} == {"/out", "/pipe"}
+    until(lambda: {path for _, path, _ in lines(mounted)} == {"/out", "/pipe"}, "it is told no more")
     (directory / "c").write_text("x" * 2**20)
     until(lambda: set(tree(mounted.path)) == {"a", "b"}, "what has grown is not shown as it was")
 
@@ -488,3 +490,133 @@ def test_a_client_that_changes_under_our_hands(own_stage: Stage) -> None:
     (mounted.export / "e2" / "f").write_text("x")
     until((mounted.path / "e2" / "f").exists, "it goes on")
     assert tree(outside) == {"f": "not to be touched"}
+
+
+def test_who_goes_on_writing_does_not_write_in_vain(own_stage: Stage) -> None:
+    """To files of another user than the daemon's, of which no lease tells. One is being written, the other one open."""
+    mounted = copied(own_stage)
+    (mounted.path / "open").write_text("one")
+    settled(mounted, {"open": "one"})
+    with (mounted.path / "log").open("a") as log, (mounted.path / "open").open("a") as opened:
+        log.write("one")
+        log.flush()
+        settled(mounted, {"log": "one", "open": "one"})
+        (mounted.export / "open").write_text("the client's")
+        until(lambda: (mounted.path / "open").read_text() == "the client's", "it has come")
+        (mounted.export / "log").write_text("the client's")
+        waits = ["not sent", "/log", "a program has it open for writing"]
+        until(lambda: waits in lines(mounted), "it waits")
+        log.write(" two")
+        opened.write(" two")
+    (session,) = control.call(str(mounted.server.runtime), "sessions")
+    ours = (f"log.conflict-{session['session'][:8]}-1", "open.conflict-local-1")
+    settled(mounted, {**dict.fromkeys(("log", "open"), "the client's"), **dict.fromkeys(ours, "one two")})
+
+
+def test_what_is_being_written_when_the_session_ends_is_put_aside(own_stage: Stage) -> None:
+    mounted = copied(own_stage)
+    (mounted.path / "f").write_text("x")
+    settled(mounted, {"f": "x"})
+    with (mounted.path / "log").open("a") as log:
+        log.write("one")
+        log.flush()
+        settled(mounted, {"log": "one", "f": "x"})
+        mounted.client.stop()
+        until(lambda: not mounted.path.exists(), "the session is over")
+        log.write(" two")
+    (aside,) = mounted.path.parent.iterdir()
+    assert (aside / "log").read_text() == "one two"
+
+
+def test_a_store_to_a_mapping_is_sent(own_stage: Stage) -> None:
+    """On a tmpfs it changes no time of the file."""
+    mounted = copied(own_stage)
+    (mounted.path / "f").write_text("one")
+    settled(mounted, {"f": "one"})
+    with (mounted.path / "f").open("r+b") as file, mmap.mmap(file.fileno(), 3) as mapping:
+        mapping[:] = b"two"
+    settled(mounted, {"f": "two"})
+
+
+def test_an_edit_that_a_cache_does_not_know_is_not_overwritten(own_stage: Stage) -> None:
+    """Where the rules allow no exchange, and the worker answers a look by what it remembers."""
+    directory = own_stage.directory / "remembered"
+    directory.mkdir()
+    (directory / "f").write_text("one")
+    rules = [{"path": "/f", "deny": ["execute"]}, EVERYTHING]
+    policy = own_stage.tenant(local={"size": "1MiB"}, rules=rules, cache={"mode": "ttl", "ttl": "5s"})
+    mounted = own_stage.mount(server=own_stage.server(policy, NETWORK), directory=directory)
+    settled(mounted, {"f": "one"})
+    (mounted.export / "f").write_text("the client's edit")
+    (mounted.path / "f").write_text("ours, later")
+    until(lambda: len(tree(mounted.export)) > 1 or tree(mounted.export) == {"f": "ours, later"}, "it is sent")
+    until(lambda: set(tree(mounted.export).values()) >= {"the client's edit", "ours, later"}, "both are kept")
+
+
+@pytest.mark.expected_log("unexpectedly: starting again")
+def test_a_copy_that_was_taken_away_empties_no_client(own_stage: Stage) -> None:
+    """Somebody has removed the copy's directory and not what lies beside it."""
+    server = own_stage.server(own_stage.tenant(local={"size": "1MiB"}), NETWORK)
+    mounted = own_stage.mount(server=server, options=["--reconnect-delay", "0.05", "--reconnect-max", "0.05"])
+    (mounted.export / "f").write_text("one")
+    settled(mounted, {"f": "one"})
+    mounted.client.program.send(signal.SIGSTOP)
+    os.kill(control.call(str(server.runtime), "status")["pid"], signal.SIGKILL)
+    inode = mounted.path.stat().st_ino
+    shutil.rmtree(mounted.path)
+    mounted.path.mkdir()
+    assert inode, "it may even be the same"
+    mounted.client.program.send(signal.SIGCONT)
+    settled(mounted, {"f": "one"})
+
+
+@pytest.mark.expected_log("the process that keeps the copy")
+def test_what_the_policy_refuses_while_nobody_keeps_the_copy_goes(own_stage: Stage) -> None:
+    server = own_stage.server(own_stage.tenant(local={"size": "1MiB"}), NETWORK)
+    mounted = own_stage.mount(server=server)
+    for name in ("secret", "open"):
+        (mounted.export / name).write_text(name)
+    settled(mounted, {"secret": "secret", "open": "open"})
+    pid = keeper(mounted)
+    os.kill(pid, signal.SIGSTOP)
+    rules = [{"path": "/secret", "deny": ["read"]}, EVERYTHING]
+    server.reload(own_stage.tenant(local={"size": "1MiB"}, rules=rules), said="policy applied")
+    # What the daemon says of it, half a second later, is to reach only who never hears it: nothing else tells that it was said.
+    time.sleep(1.0)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: tree(mounted.path) == {"open": "open"}, "it goes")
+    assert (mounted.export / "secret").read_text() == "secret"
+
+
+@pytest.mark.expected_log("unexpectedly: starting again")
+def test_what_the_policy_refuses_since_a_restart_goes(own_stage: Stage) -> None:
+    server = own_stage.server(own_stage.tenant(local={"size": "1MiB"}), NETWORK)
+    mounted = own_stage.mount(server=server, options=["--reconnect-delay", "0.05", "--reconnect-max", "0.05"])
+    for name in ("secret", "open"):
+        (mounted.export / name).write_text(name)
+    settled(mounted, {"secret": "secret", "open": "open"})
+    server.write_policy(own_stage.tenant(local={"size": "1MiB"}, rules=[{"path": "/secret", "deny": ["read"]}, EVERYTHING]))
+    os.kill(control.call(str(server.runtime), "status")["pid"], signal.SIGKILL)
+    until(lambda: tree(mounted.path) == {"open": "open"}, "it goes")
+    assert (mounted.export / "secret").read_text() == "secret"
+
+
+def test_more_requests_than_the_policy_allows_come_to_an_end(own_stage: Stage) -> None:
+    directory = own_stage.directory / "many"
+    expected = {f"d{number}/f": str(number) for number in range(30)}
+    for name, content in expected.items():
+        (directory / name).parent.mkdir(parents=True)
+        (directory / name).write_text(content)
+    limits = {"operations": {"*": 150}, "on_excess": "refuse"}
+    server = own_stage.server(own_stage.tenant(local={"size": "1MiB"}, limits=limits), NETWORK)
+    mounted = own_stage.mount(server=server, directory=directory)
+    settled(mounted, expected)
+
+
+def test_any_time_may_be_set(own_stage: Stage) -> None:
+    """touch -d 3000-01-01."""
+    mounted = copied(own_stage)
+    (mounted.path / "f").write_text("one")
+    os.utime(mounted.path / "f", ns=(0, 32503680000 * 10**9))
+    (mounted.path / "g").write_text("two")
+    settled(mounted, {"f": "one", "g": "two"})

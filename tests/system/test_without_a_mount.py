@@ -51,8 +51,9 @@ def test_a_copy_in_the_mounts_place(service: Guest) -> None:
     client = service.client()
     assert client.wait_for("mounted")["path"] == client.mount
     there, here = service.path(client.export), service.path(client.mount)
-    (there / "f").write_text("content")
-    until(lambda: service.run_as("reader", "cat", f"{client.mount}/f", check=False).stdout == "content", "it has come")
+    # Another content than the tests before have left there: else it may have come already, and what is written is a conflict.
+    (there / "f").write_text("of the copy")
+    until(lambda: service.run_as("reader", "cat", f"{client.mount}/f", check=False).stdout == "of the copy", "it has come")
     assert service.run_as("other", "ls", client.mount, check=False).returncode != 0
     service.run("runuser", "-u", "reader", "--", "sh", "-c", f"echo changed > {client.mount}/f; echo new > {client.mount}/g")
     until(lambda: (there / "g").exists() and (there / "f").read_text() == "changed\n", "it has gone")

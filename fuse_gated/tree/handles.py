@@ -197,10 +197,8 @@ class Handles:
 
     def close(self, remote: int, *, directory: bool) -> int:
         """What the client has opened, and nobody here wants: the number by which `releasing` knows it."""
-        number = self._next
-        self._next += 1
+        number = self.reserve()
         self.releasing[number] = Releasing(remote, directory)
-        self.changed.add(number)
         return number
 
     def reserve(self) -> int:
@@ -212,7 +210,7 @@ class Handles:
 
     def hold(self, remote: int, *, directory: bool, node: int, until: float) -> None:
         """What the client has opened for whoever is about to open this node."""
-        number = self.close(remote, directory=directory)
+        number = self.reserve()
         self.releasing[number] = Releasing(remote, directory, node=node)
         self.held[number] = until
 

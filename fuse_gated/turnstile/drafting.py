@@ -21,8 +21,7 @@ _SETID: Final = 0o6000
 
 
 def begin(t: "Desk", handle: Handle, attributes: Attributes) -> None:
-    """The client has made a file, and it was opened by that; or it was there before, and then it is not empty, or not ours
-    alone."""
+    """A file was opened by creating it. One that was there before counts as well, if it is empty."""
     if attributes.size or attributes.nlink != 1 or attributes.mode & _SETID or handle.flags & bounds.DIRECT:
         return
     if not t.ahead.serves or t.gate.tenant.writes != "ahead" or handle.node is None or len(handle.node.handles) != 1:

@@ -4,7 +4,7 @@ Only what the policy lets programs see is asked for, and content only of what th
 (knowing.py), and every request that uses it is judged, limited and told by itself.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from fuse_gated.gate import sandbox
@@ -58,14 +58,12 @@ def gather(t: "Desk", paths: Iterable[bytes], *, content: int = 0, entries: int 
         _ask(t, wanted[start : start + messages.MAX_GATHERED], content, entries)
 
 
-def gather_made(t: "Desk", path: bytes) -> Callable[[Attributes], None]:
+def gather_made(t: "Desk", path: bytes, made: list[tuple[int, Attributes]]) -> None:
     """A directory is being made, and the client was asked for that: it is to watch it and to say what is in it in the same
-    breath. To be called with what the client has made: from then on the listing holds, if it is that one's."""
-    made: list[tuple[int, Attributes]] = []
+    breath. `made` is to get what the client has made, and when: from then on the listing holds, if it is that one's."""
     worth_while = path not in t.gathering and t.cache.holds(split(path)[0], t.now) and may_gather(t, path)
     if worth_while and not t.session.would_wait(0) and t.gate.list(path).errno is None:
         _ask(t, [path], 0, GLIMPSE, made)
-    return lambda attributes: made.append((t.cache.tick, attributes))
 
 
 def _ask(

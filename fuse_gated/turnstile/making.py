@@ -37,10 +37,10 @@ def mknod(t: Desk, call: Call, request: operations.Mknod) -> None:
 def mkdir(t: Desk, call: Call, request: operations.Mkdir) -> None:
     path = path_of(t, request.parent, request.name)
     arguments = messages.Mkdir(path, request.mode & 0o7777, owner_of(t, call))
-    has_made: list[Callable[[Attributes], None]] = []
-    _make(t, call, request.parent, request.name, path, arguments, lambda attributes: has_made[0](attributes))
+    made: list[tuple[int, Attributes]] = []
+    _make(t, call, request.parent, request.name, path, arguments, lambda found: made.append((t.cache.tick, found)))
     # What is to be put into it is looked up first, each of it: that there is nothing yet is known by then.
-    has_made.append(gathering.gather_made(t, path))
+    gathering.gather_made(t, path, made)
 
 
 def _make(

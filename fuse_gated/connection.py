@@ -29,6 +29,8 @@ LOGIN_TIMEOUT: Final = 30.0
 """Seconds from then to the welcome; the server may wait for its mount meanwhile."""
 _PINGS: Final = 2
 """In the time after which a silent server is taken for dead."""
+_SLACK: Final = 10
+"""Its death is noticed up to so many-th of that time later."""
 
 
 class Owner(Protocol):
@@ -206,7 +208,8 @@ class Connection:
         else:
             self._lost(Ending(PeerError(f"the server has been silent for {silent:.0f} s", "is the network up?")))
             return
-        self._pulse = self._loop.after(max(every - silent, every / _PINGS) if silent < every else every, self._keep_alive)
+        # A little later: an answer takes its time, and one look then does for all of the time since.
+        self._pulse = self._loop.after((every - silent if silent < every else every) + every / _SLACK, self._keep_alive)
 
     def _fail(self, end: Ending, code: int) -> None:
         assert self._websocket is not None

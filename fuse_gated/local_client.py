@@ -26,13 +26,13 @@ _READ: Final = 4  # access(2)
 _GONE: Final = frozenset({
     errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ELOOP, errno.ESTALE, errno.EBADF,
 })  # fmt: skip
-_AWAY: Final = frozenset({
-    errno.ENOTCONN, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBUSY,
-})  # fmt: skip
+_AWAY: Final = frozenset({errno.ENOTCONN, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR})
+_AWAY_OR_BROKEN: Final = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBUSY})
+"""What a client says that cannot do anything for now, and of one file for good."""
 _NOT_EXCHANGED: Final = frozenset({
     errno.EINVAL, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM,
 })  # fmt: skip
-_PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOLCK})
+_PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOLCK, *_AWAY_OR_BROKEN})
 _MOST_REMOVABLE: Final = 10_000
 _PATIENCE: Final = 30.0
 """Seconds in which a request that is refused for now is made again: EAGAIN, where the policy's limits refuse what is too much."""
@@ -231,7 +231,7 @@ class LocalClient:
         try:
             return Version(LINK, target=self.attached.ask(op.Readlink(path), path))
         except OSError as error:
-            if error.errno in _AWAY:
+            if error.errno in _AWAY | _AWAY_OR_BROKEN:
                 raise
             # Where it leads is not told, or is gone by now.
             return Version(LINK)
@@ -261,7 +261,7 @@ class LocalClient:
             number = error.errno
             if number in _GONE:
                 raise Changed from None
-            if number in _AWAY or (number == errno.EIO and not self._is_broken(path)):
+            if number in _AWAY or (number in _AWAY_OR_BROKEN and not self._is_broken(path)):
                 raise Away(str(error)) from None
             raise Refused(error.strerror or str(error), passing=number in _PASSING) from None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from fuse_gated import local_provider
-from fuse_gated.drivers import LOCAL, Drivers
+from fuse_gated.drivers import LOCAL, NETWORK, Drivers
 from fuse_gated.edge import hosting, keeping, process
 from fuse_gated.edge.channel import Channel
 from fuse_gated.edge.loop import Loop, Timer
@@ -88,6 +88,7 @@ class LocalCopies:
         if local is None:
             process.tell(PROGRAM, f"{seat.shown} has no copy any more, as the policy says")
             self.end(seat, keep=False)
+            _has_none(seat)
             return
         # Who may enter.
         self._place(seat, lambda _answer, fds: _close(fds))
@@ -233,12 +234,14 @@ class LocalCopies:
                 self._start(running)
             if reason:
                 process.tell(PROGRAM, f"{seat.shown} has no copy: {reason}")
+                _has_none(seat)
 
         def displaced(answer: keeping.FromKeeper, _fds: list[int]) -> None:
             _close(running.descriptors)
             running.descriptors = []
             if isinstance(answer, keeping.Refused):
                 process.tell(PROGRAM, f"{seat.shown} has no copy: {answer.reason}")
+                _has_none(seat)
             elif running.over:
                 self._gone(running)
             else:
@@ -274,6 +277,11 @@ class LocalCopies:
         with contextlib.suppress(PeerError, BlockingIOError):
             if running.channel is not None:
                 running.channel.send(message, fds or [])
+
+
+def _has_none(seat: Seat) -> None:
+    """The session goes on without a copy: nobody is shown a path any more where nothing is."""
+    seat.path, seat.driver = "", NETWORK
 
 
 def _unusable(answer: keeping.FromKeeper, fds: list[int]) -> str:

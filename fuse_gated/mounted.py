@@ -32,6 +32,7 @@ from fuse_gated.gate.limiter import Limiter
 from fuse_gated.gate.shares import Shares
 from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.operations import Caller
+from fuse_gated.pulse import Pulse
 from fuse_gated.serving import Recorder, Serving
 from fuse_gated.turnstile import elsewhere
 from fuse_gated.turnstile.closing import tell_closed
@@ -41,10 +42,7 @@ from fuse_gated.turnstile.turnstile import Limits, Turnstile
 from fuse_gated.wire import codec
 from fuse_gated.wire.messages import AFTER, MAX_MESSAGE, WATCHES, Offer, Terms, Welcome
 
-PING_EVERY: Final = 10.0
 _LOOK_AGAIN: Final = 0.1
-DEAD_AFTER: Final = 20.0
-"""Seconds without a word after which a client counts as away: it answers pings."""
 
 
 class About(msgspec.Struct, kw_only=True):
@@ -255,18 +253,7 @@ class Mounted:
         )
         self._socket.send(codec.encode(Welcome(terms)))
         self._host.opened()
-        self._loop.after(PING_EVERY, self._ping)
-
-    def _ping(self) -> None:
-        if self._socket is None or self._socket.closed:
-            return
-        silent = self._loop.now - self._socket.last_heard
-        if silent > DEAD_AFTER:
-            self.lose(f"nothing heard from the client for {DEAD_AFTER:.0f} s")
-            return
-        if silent > PING_EVERY / 2:
-            self._socket.ping()
-        self._loop.after(PING_EVERY, self._ping)
+        Pulse(self._loop, self._socket, self.lose)
 
     # Programs without a mount.
 

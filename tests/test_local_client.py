@@ -116,6 +116,19 @@ def test_what_may_be_otherwise_later(number, passing):
     assert raised.value.passing is passing
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EBUSY, errno.EMFILE])
+def test_a_file_that_can_never_be_had_does_not_keep_the_others(number):
+    client = LocalClient(Answering(lambda _request: number))
+    for _ in range(3):
+        with pytest.raises(Away):
+            client.look(b"f")
+    with pytest.raises(Refused) as raised:
+        client.look(b"f")
+    assert raised.value.passing
+    with pytest.raises(Away):
+        client.look(b"g")
+
+
 def test_what_may_be_read_is_looked_up_before():
     """A worker that has not looked a name up judges it as a directory."""
     attached = Answering(lambda request: errno.EACCES if isinstance(request, op.Access) else attributes(FILE))

@@ -20,8 +20,7 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
-from fuse_gated import mounted as mounted_module
-from fuse_gated import supervision, worker_process
+from fuse_gated import pulse, supervision, worker_process
 from fuse_gated.config.settings import Audit, Settings
 from fuse_gated.edge import hosting, process
 from fuse_gated.edge.channel import Channel
@@ -233,8 +232,8 @@ def test_a_policy_that_changes_between_login_and_hello(scene: Scene, records: Ca
 def test_a_client_that_is_not_heard_of_any_more(
     scene: Scene, records: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mounted_module, "PING_EVERY", 0.01)
-    monkeypatch.setattr(mounted_module, "DEAD_AFTER", 0.2)
+    monkeypatch.setattr(pulse, "ASK_AFTER", 0.01)
+    monkeypatch.setattr(pulse, "DEAD_AFTER", 0.2)
     # It reads the pings, and its answers are lost.
     monkeypatch.setattr(scene.client, "flush", lambda flush=scene.client.flush: flush() if scene.worker.mounted is None else None)
     scene.mount()

@@ -35,18 +35,21 @@ def place(
     """Make both in the directory `tenant`, or go on with those that are there: their descriptors. They are ours; `owner` (a uid)
     may do everything in both, these users and groups in the copy. No capability is needed for it.
 
-    Raises OSError (EXDEV where something is mounted), and OperatorError where others cannot be let in.
+    Raises OSError (EXDEV where something is mounted), and OperatorError where others cannot be let in; nothing new is there then.
     """
     opened: list[int] = []
+    made: list[str] = []
     try:
         _void_without(tenant, export)
         for name in (export, beside(export)):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, _CLOSED, dir_fd=tenant)
+                made.append(name)
             opened.append(mounts.open_beneath(tenant, name, os.O_RDONLY | os.O_DIRECTORY, same_mount=True))
         copy, aside = opened
         with contextlib.suppress(FileExistsError):
             os.mkdir(BESIDE, _CLOSED, dir_fd=aside)
+            made.append(os.path.join(beside(export), BESIDE))
         incoming = mounts.open_beneath(aside, BESIDE, os.O_RDONLY | os.O_DIRECTORY, same_mount=True)
         opened.append(incoming)
         _let_in(aside, {owner}, (), anyone=False)
@@ -57,6 +60,9 @@ def place(
     except BaseException:
         for directory in opened:
             os.close(directory)
+        for name in reversed(made):
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=tenant)
         raise
     return copy, aside
 

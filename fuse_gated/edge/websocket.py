@@ -68,6 +68,8 @@ class WebSocket:
         self.queued = 0
         """Bytes accepted by `send` that the kernel has not taken yet."""
         self.last_heard = loop.now
+        self.on_ping: Callable[[], None] | None = None
+        """Called for each ping that came; it is answered in any case."""
         self.bytes_received = 0
         self.bytes_sent = 0
         self._loop = loop
@@ -331,6 +333,8 @@ class WebSocket:
             self._unread_pongs += 1
             if self._unread_pongs > _MOST_PONGS:
                 self._fail(1008, "too many pings whose answers were not read")
+            elif self.on_ping is not None:
+                self.on_ping()
 
     def _flush(self) -> None:
         self._flush_is_due = False

@@ -353,9 +353,16 @@ class Listing(Load):
                     found.append(entry.name)
                     if len(found) % 500 == 0:
                         time.sleep(0.02)
-            self.must(len(found) == len(set(found)), f"{top}: names are listed twice")
+            self.must(len(found) == len(set(found)), f"{top}: names are listed twice: {_twice(found)}")
             self.must(set(found) == right, f"{top}: {len(set(found) ^ right)} names are too many or too few")
             self.pause()
+
+
+def _twice(found: list[str]) -> str:
+    """Where a listing repeats itself."""
+    first: dict[str, int] = {}
+    again = [(first[name], place, name) for place, name in enumerate(found) if first.setdefault(name, place) != place]
+    return f"{len(again)} of {len(found)}, {len(first)} different; first {again[:2]}, last {again[-2:]}"
 
 
 LOADS: Final[dict[str, type[Load]]] = {

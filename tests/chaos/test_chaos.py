@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from harness import MEASURING, need
 
-from fuse_gated import mounted, seats, supervisor
+from fuse_gated import pulse, seats, supervisor
 from fuse_gated.persistence import Persistence
 
 DOCUMENT = Path(__file__).parents[2] / "docs/production/reliability.md"
@@ -105,7 +105,7 @@ def test_the_bounds_of_the_documents_are_the_product_s() -> None:
     assert (seats._MOST_FALLS, seats._FALLS_WITHIN, supervisor.MAX_DEATHS, supervisor.DEATHS_WITHIN) == (10, 60.0, 5, 30.0)
     assert "fallen more than ten times within a minute" in text
     assert "has died more than five times within 30 s" in text
-    assert mounted.DEAD_AFTER == Persistence().dead_after == 20.0
+    assert pulse.DEAD_AFTER == Persistence().dead_after == 20.0
 
 
 @pytest.mark.parametrize(

@@ -73,11 +73,21 @@ def test_each_that_is_put_aside_gets_a_name_of_its_own(tenant, tmp_path, monkeyp
     assert (tmp_path / "web" / "f").read_text() == "x"
 
 
-def test_without_a_library_nobody_else_can_be_let_in(tenant, monkeypatch):
+def test_without_a_library_nobody_else_can_be_let_in(tenant, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "posix1e", None)
     with pytest.raises(OperatorError, match="no libacl"):
         made(tenant, anyone=True)
+    assert os.listdir(tmp_path) == []
     made(tenant)
+
+
+def test_what_was_there_before_stays_if_nobody_can_be_let_in(tenant, tmp_path, monkeypatch):
+    made(tenant)
+    monkeypatch.setitem(sys.modules, "posix1e", None)
+    with pytest.raises(OperatorError, match="no libacl"):
+        made(tenant, anyone=True)
+    assert sorted(os.listdir(tmp_path)) == ["web", "web~copy"]
+    assert os.listdir(tmp_path / "web~copy") == [BESIDE]
 
 
 def test_a_filesystem_without_acls_is_told(tenant, monkeypatch):

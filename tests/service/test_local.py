@@ -457,6 +457,8 @@ def test_the_policy_takes_it_back(own_stage: Stage) -> None:
     settled(mounted, {"f": "one"})
     mounted.server.reload(own_stage.tenant(), said="policy applied")
     until(lambda: not mounted.path.exists(), "it is gone")
+    (session,) = control.call(str(mounted.server.runtime), "sessions")
+    assert (session["driver"], session["mount"]) == ("network", "")
     mounted.client.stop()
 
 

@@ -13,7 +13,7 @@ const SUBPROTOCOL = "fuse-gate.v1";
 const MAX_MESSAGE = 4 * 2 ** 20;
 const MOST_IN_FLIGHT = 1024;
 const MOST_BYTES_IN_FLIGHT = 256 * 2 ** 20;
-const PING_EVERY = 15_000;
+const PING_EVERY = 10_000;
 const DEAD_AFTER = 45_000;
 
 /** The server broke the protocol. */

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from fuse_gated import supervision
+from fuse_gated.edge.loop import Timer
 from fuse_gated.gate.tenant import Tenant
 from fuse_gated.guest import Guest
 
@@ -49,6 +50,8 @@ class Seat:
         self.unmounting = False
         self.away = ""
         """Why its client is away."""
+        self.patience: Timer | None = None
+        """Until a process that says nothing more has waited for its client long enough."""
         self.falls: list[float] = []
         self.then: list[Callable[[], None]] = []
         """What waits for its end."""
@@ -68,6 +71,12 @@ class Seat:
         if self.away:
             return "suspended"
         return "silenced" if self.report is not None and self.report.silenced else "mounted"
+
+    def waits_no_longer(self) -> None:
+        """A timer holds on to a process, and a client that comes and goes would make one each time, for as long as its grace."""
+        if self.patience is not None:
+            self.patience.cancel()
+            self.patience = None
 
     @property
     def note(self) -> Note:

@@ -193,7 +193,11 @@ class Seats:
             seat.away = reason[:200] if reason.isprintable() and reason else "its client is away"
             self._host.changed()
             # Its own word ends the waiting; this is for one that says nothing more.
-            self._host.loop.after(seat.tenant.outage.grace + _GRACE_SLACK, lambda: self._waits_too_long(seat, guest))
+            self._be_patient(seat, guest, seat.tenant.outage.grace + _GRACE_SLACK)
+
+    def _be_patient(self, seat: Seat, guest: Guest, seconds: float) -> None:
+        seat.waits_no_longer()
+        seat.patience = self._host.loop.after(seconds, lambda: self._waits_too_long(seat, guest))
 
     def _waits_too_long(self, seat: Seat, guest: Guest) -> None:
         left = guest.suspended_at + seat.tenant.outage.grace + _GRACE_SLACK - self._host.loop.now
@@ -201,7 +205,7 @@ class Seats:
             return
         if left > 0:
             # A new policy gives it longer.
-            self._host.loop.after(left, lambda: self._waits_too_long(seat, guest))
+            self._be_patient(seat, guest, left)
         else:
             self._end_hard(seat, guest)
 
@@ -290,6 +294,7 @@ class Seats:
             seat.away = ""
             guest.settled()
         came = guest is seat.heir
+        seat.waits_no_longer()
         seat.reader, seat.heir = guest, None
         detail = f"from {seat.address or 'a local socket'}, {seat.program[:80]}" if came else fall or seat.away
         guest.say(supervision.TakeOver(seat.session, *entry, detail, seat.share or 0), self._handed(seat))
@@ -311,6 +316,7 @@ class Seats:
         return [*seat.descriptors, self._allotments.descriptor(seat.tenant.name)]
 
     def _remove(self, seat: Seat) -> None:
+        seat.waits_no_longer()
         if self._seats.pop((seat.tenant.name, seat.export), None) is not None and seat.share is not None:
             self._allotments.take_back(seat.tenant.name, seat.share)
 

@@ -458,6 +458,29 @@ def test_the_daemon_has_a_timer_of_its_own_for_the_grace(daemon: Daemon, monkeyp
     daemon.answer(keeping.Unmount)
 
 
+def test_a_client_that_comes_and_goes_leaves_nothing_behind(daemon: Daemon) -> None:
+    """Its processes are not held on to for as long as its grace, which may be days."""
+    seat, reader = daemon.mounted()
+    for _ in range(10):
+        for reason in ("lost", "lost again"):
+            daemon.seats.suspended(reader.guest, reason)
+        heir = daemon.client()
+        daemon.open(heir, SECRET)
+        reader.end()
+        daemon.until(lambda reader=reader: reader.guest.dead)
+        reader = heir
+    assert seat.reader is reader.guest
+    daemon.seats.suspended(reader.guest, "lost")
+    patience = seat.patience
+    assert patience is not None
+    ends = daemon.loop.now + seat.tenant.outage.grace
+    assert [timer for timer in daemon.loop._timers if timer.callback is not None and timer.when > ends] == [patience]
+    daemon.seats.unmount(seat)
+    daemon.answer(keeping.Unmount)
+    assert seat.patience is None
+    assert patience.callback is None
+
+
 @pytest.mark.parametrize("secret", [b"", OTHER_SECRET, digest(SECRET).encode(), SECRET[:-1], "ä".encode() * 32])
 def test_a_wrong_secret_gets_nothing(daemon: Daemon, secret: bytes) -> None:
     """Not even the digest of the right one, which every worker that was forked since has in its memory."""

@@ -31,6 +31,7 @@ from fuse_gated.tree.known import (
     look_alike,
 )  # fmt: skip
 from fuse_gated.tree.store import Store
+from fuse_gated.tree.telldir import in_order
 
 LONGEST_PATH: Final = 4096
 """Bytes of a directory's path beyond which it is not kept. No client watches it either: inotify takes none that is longer."""
@@ -74,11 +75,14 @@ class Cache(Store):
         return found.attributes if found.inode not in self._held else None
 
     def names(self, path: bytes, now: float) -> tuple[Name, ...] | None:
-        """All entries of a directory; None: nobody knows them all."""
+        """All entries of a directory, in the order of telldir.py; None: nobody knows them all."""
         directory = self._directories.get(path)
         if directory is None or not directory.complete or now >= directory.until:
             return None
         self._directories.move_to_end(path)
+        if not directory.in_order:
+            directory.names = {name: directory.names[name] for name in in_order(directory.names)}
+            directory.in_order = True
         found = tuple(name for name in directory.names.values() if name is not None)
         if self._held:
             found = tuple(name._replace(attributes=None) if name.inode in self._held else name for name in found)

@@ -29,8 +29,8 @@ class Handle:
 
     __slots__ = (
         "bytes_read", "bytes_written", "directory", "draft", "failed", "fills", "flags", "flock", "generation", "id", "identity",
-        "inherited", "kept", "made", "node", "opened_at", "page", "page_start", "path", "pid", "pinned", "reads", "remote",
-        "renewed", "request", "silent", "uid", "unflushed", "waiting", "warns", "was", "whole", "writes",
+        "inherited", "kept", "made", "node", "opened_at", "page", "page_start", "path", "pid", "pinned", "positions", "reads",
+        "remote", "renewed", "request", "silent", "uid", "unflushed", "waiting", "warns", "was", "writes",
     )  # fmt: skip
 
     def __init__(self, number: int, node: Node | None, path: bytes, remote: int, flags: int, *, directory: bool = False) -> None:
@@ -67,8 +67,8 @@ class Handle:
         """Of a directory: the entries last received, from cookie `page_start` on, so that what did not fit one READDIR is
         not asked for again. One page, so that a listing without end costs no memory."""
         self.page_start = -1
-        self.whole = False
-        """Of a directory: whether its page is all of the listing, as it was known."""
+        self.positions: list[int] | None = None
+        """Of a directory whose page is all of the listing, as it is known here: where each entry stands (tree/telldir.py)."""
         self.renewed = False
         """Of a directory: whether its page is to be used when it is read from the beginning."""
         self.pinned: tuple[Attributes, bytes] | None = None

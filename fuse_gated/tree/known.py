@@ -39,7 +39,7 @@ class Name(NamedTuple):
 class Directory:
     """What is known of one directory. A name that stands for None is known not to exist."""
 
-    __slots__ = ("attributes", "complete", "inode", "names", "size", "until")
+    __slots__ = ("attributes", "complete", "in_order", "inode", "names", "size", "until")
 
     def __init__(self, size: int, until: float) -> None:
         self.attributes: Attributes | None = None
@@ -47,6 +47,8 @@ class Directory:
         self.inode = 0
         """Which one it is, where that was ever told."""
         self.names: dict[bytes, Name | None] = {}
+        self.in_order = False
+        """Whether they are as a listing has them (tree/telldir.py)."""
         self.complete = False
         """Whether there are no names but these."""
         self.until = until

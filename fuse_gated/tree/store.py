@@ -87,6 +87,8 @@ class Store:
         change = name_size(name, entry)
         if name in directory.names:
             change -= name_size(name, directory.names[name])
+        else:
+            directory.in_order = False
         directory.size += change
         self.size += change
         directory.names[name] = entry

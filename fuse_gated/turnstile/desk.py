@@ -60,7 +60,7 @@ class Desk(Naming):
         self.moves: list[tuple[Call, Node, int]] = []
         """Directories that are being moved, and how deep they will lie (climbing.py)."""
         self.pages: dict[int, Handle] = {}
-        """The open directories that keep a part of their listing, by their handles, the oldest first (directories.py)."""
+        """The open directories that keep a part of their listing, by their handles, the oldest first (listing.py)."""
         self._calls: dict[int, Call] = {}
         self._held: list[tuple[float, int, Call]] = []
         self.remembers = gate.tenant.outage.mode == "cached"

@@ -199,7 +199,7 @@ def _forget(t: "Desk", node: Node) -> None:
 def _unkeep(t: "Desk", node: Node | None, *, everywhere: bool = False) -> None:
     """What the kernel keeps of a listing or a file is not as it is any more, nor what it is reading. It is told of a file by
     whoever calls this. A directory's listing it forgets: that its attributes are forgotten does not do, because it might find
-    the same time of last change. What somebody is still putting together goes when that is done (directories.py), unless it goes
+    the same time of last change. What somebody is still putting together goes when that is done (listing.py), unless it goes
     `everywhere`."""
     if node is None or node.kept < 0:
         return

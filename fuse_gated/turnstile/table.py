@@ -7,7 +7,7 @@ import msgspec
 
 from fuse_gated import operations
 from fuse_gated.operations import Request
-from fuse_gated.turnstile import attributes, closing, directories, files, locks, making, names, writing
+from fuse_gated.turnstile import attributes, closing, directories, files, listing, locks, making, names, writing
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.desk import Desk
 
@@ -43,7 +43,7 @@ TABLE: Final[dict[type[Request], Row]] = {
     operations.Release: Row("release", "", False, closing.release),
     operations.Fsync: Row("fsync", "other", False, files.fsync),
     operations.Opendir: Row("opendir", "other", True, directories.opendir),
-    operations.Readdir: Row("readdir", "other", True, directories.readdir),
+    operations.Readdir: Row("readdir", "other", True, listing.readdir),
     operations.Releasedir: Row("releasedir", "", False, directories.releasedir),
     operations.Fsyncdir: Row("fsyncdir", "other", False, directories.fsyncdir),
     operations.Statfs: Row("statfs", "other", False, attributes.statfs),

@@ -135,7 +135,8 @@ class Tree:
                 return self.contents[path]
             case wire.Readdir(handle):
                 path = self._opened[handle]
-                return wire.Listed(tuple(map(self._entry, self._names(path)))[arguments.cookie :], True)
+                entries, stop = tuple(map(self._entry, self._names(path))), arguments.cookie + arguments.count
+                return wire.Listed(entries[arguments.cookie : stop], stop >= len(entries))
         assert isinstance(arguments, wire.Release | wire.Releasedir | wire.Unwatch | wire.Setlk | wire.Flush), arguments
         return None
 

@@ -9,7 +9,7 @@ from fuse_gated import operations as op
 from fuse_gated.errors import ProtocolError, errno_name
 from fuse_gated.gate.verdict import ALL, READ, WRITE, Rule
 from fuse_gated.operations import Listing
-from fuse_gated.turnstile.directories import MOST_PAGES
+from fuse_gated.turnstile.listing import MOST_PAGES
 from fuse_gated.wire import messages
 from fuse_gated.wire.messages import Listed, ListedEntry, OpenedFile
 

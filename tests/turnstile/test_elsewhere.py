@@ -6,7 +6,7 @@ from harness.sansio import DIRECTORY, O_RDONLY, O_RDWR, O_TRUNC, ROOT, Mount, at
 from fuse_gated import operations as op
 from fuse_gated.tree.inodes import Node
 from fuse_gated.turnstile import elsewhere
-from fuse_gated.turnstile.effects import InvalidateInode
+from fuse_gated.turnstile.effects import InvalidateEntry, InvalidateInode
 from fuse_gated.turnstile.outage import Outage
 from fuse_gated.wire import messages as wire
 
@@ -48,6 +48,24 @@ def test_contents_that_change_are_forgotten() -> None:
     assert forgotten(mount, op.Write(b"", 99, 0, b"x")) == []
     assert forgotten(mount, op.Setattr(node, mode=0o644)) == [], "the kernel knows its own"
     assert forgotten(mount, op.Unlink(b"", b"g")) == [], "names are asked for each time"
+
+
+@pytest.mark.parametrize(
+    ("request_", "names"),
+    [
+        (op.Unlink(b"", b"g"), [b"g"]),
+        (op.Mkdir(b"", b"new", 0o755, 0), [b"new"]),
+        (op.Rename(b"", b"g", b"", b"h", 0), [b"g", b"h"]),
+        (op.Unlink(b"not/looked/up", b"g"), []),
+        (op.Lookup(b"", b"g"), []),
+    ],
+)
+def test_names_that_the_kernel_may_keep_are_forgotten(request_: op.Request, names: list[bytes]) -> None:
+    mount = Mount(watches=True)
+    mount.t.effects.clear()
+    elsewhere.changed(mount.t, request_)
+    expected = [[InvalidateEntry(ROOT, name, expire=True), InvalidateInode(ROOT, pages=False)] for name in names]
+    assert mount.t.effects == [effect for pair in expected for effect in pair]
 
 
 def test_other_names_of_a_file_are_forgotten_too() -> None:

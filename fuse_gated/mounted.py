@@ -161,6 +161,7 @@ class Mounted:
             driver.replay_left(asked)
         self.serving.interrupt_again()
         driver.resend()
+        self.serving.read_again()
         self._policy_is_applied()
 
     def _prepare(self, state: int, memory: State | None = None) -> None:
@@ -363,8 +364,11 @@ class Mounted:
 
     def close(self) -> None:
         """The session is over: callers are answered, open files told."""
-        self._tell_outage()
         turnstile = self.serving.turnstile
+        if turnstile.outage is not None:
+            # Who has waited until now fails now.
+            turnstile.outage.failed += sum(not call.verdict for call in turnstile.calls)
+        self._tell_outage()
         turnstile.lost(self._loop.now)
         for handle in turnstile.handles:
             if not handle.directory:

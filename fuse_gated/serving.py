@@ -24,7 +24,7 @@ from fuse_gated.gate.audit import Chain, Fields, Record
 from fuse_gated.operations import Answer as KernelAnswer
 from fuse_gated.operations import Caller, Interrupt, Request
 from fuse_gated.tree.journal import Row
-from fuse_gated.turnstile import effects
+from fuse_gated.turnstile import effects, knowing
 from fuse_gated.turnstile.turnstile import Turnstile
 from fuse_gated.wire.codec import Batch
 from fuse_gated.wire.messages import Ask, Write
@@ -54,7 +54,7 @@ class Driver(Protocol):
 
     @property
     def resent(self) -> Set[int]: ...
-    def ready(self, events: int = 0, most: int = 16) -> None: ...
+    def ready(self, events: int = 0, most: int = 16) -> bool: ...
     def answer(self, unique: int, answer: KernelAnswer) -> None: ...
     def answer_in_order(self, unique: int, answer: KernelAnswer) -> Callable[[], None] | None: ...
     def invalidate_inode(self, node: int, *, pages: bool, awaited: bool = False) -> None: ...
@@ -374,12 +374,22 @@ class Serving:
         elif not isinstance(effect.frame, Ask) or not self.turnstile.withdraw(effect.frame.id):
             self._backlog.append(effect)
 
-    def _driver_ready(self, driver: Driver | NetworkDriver, events: int) -> None:
+    def read_again(self) -> None:
+        """Read what the last process had read, as far as there is room for it."""
+        while self._driver is not None and not self._is_crowded and self._driver.ready(0, _READS_A_TURN):
+            pass
+        knowing.all_sent_again(self.turnstile)
+        self.carry_out()
+
+    @property
+    def _is_crowded(self) -> bool:
         turnstile = self.turnstile
         crowded = (self._socket is not None and self._socket.queued > _CROWDED) or turnstile.session.crowded
         # What a successor would have to be told has room for so much; the kernel has room for more.
-        full = turnstile.ledger.asked_bytes > turnstile.limits.max_bytes_in_flight
-        if (crowded or full) and not events & (select.EPOLLERR | select.EPOLLHUP):
+        return crowded or turnstile.ledger.asked_bytes > turnstile.limits.max_bytes_in_flight
+
+    def _driver_ready(self, driver: Driver | NetworkDriver, events: int) -> None:
+        if self._is_crowded and not events & (select.EPOLLERR | select.EPOLLHUP):
             # The client does not keep up: the kernel keeps what it has until there is room.
             self._loop.change(driver.fd, read=False)
             self._loop.after(_RETRY, lambda: self._resume(driver))

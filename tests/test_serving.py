@@ -33,7 +33,7 @@ from fuse_gated.gate.verdict import ALL, Rule
 from fuse_gated.operations import Attributes
 from fuse_gated.serving import Recorder, Serving
 from fuse_gated.tree.journal import Owed, SettledOwed
-from fuse_gated.turnstile import directories
+from fuse_gated.turnstile import listing
 from fuse_gated.turnstile.limits import Limits
 from fuse_gated.turnstile.turnstile import Turnstile
 from fuse_gated.wire import codec
@@ -320,7 +320,7 @@ def test_more_of_those_go_together(session):
 
 
 def test_a_fault_that_a_request_brings_to_light_is_told_too(session, monkeypatch):
-    monkeypatch.setattr(directories, "_MOST_ENTRIES", 3)
+    monkeypatch.setattr(listing, "_MOST_ENTRIES", 3)
     opened = session.ask("OPENDIR", struct.pack("=II", 0, 0))
     session.asked(opened)
     session.client.reply(opened, OpenedFile(80, attributes(1, DIRECTORY)))

@@ -125,24 +125,25 @@ class KernelDriver:
         """Requests that the kernel has sent again, until they are answered."""
         os.set_blocking(fd, False)
 
-    def ready(self, _events: int = 0, most: int = 16) -> None:
+    def ready(self, _events: int = 0, most: int = 16) -> bool:
         """Read what the kernel has, `most` requests at most; and what comes after a close, which its caller does not wait for:
-        the next request is there, or nearly."""
+        the next request is there, or nearly. Whether there may be more."""
         for number in range(max(most, _MOST_CLOSES)):
             if number >= most and not self._closed:
-                return
+                return True
             try:
                 size = os.readv(self.fd, (self._reading,))
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EINTR):
                     continue  # the request was interrupted while we read it
                 self._end()
-                return
+                return False
             self._one(self._reading, size)
             if self._ended:
-                return
+                return False
+        return True
 
     def answer(self, unique: int, answer: Answer) -> None:
         """Answer a request. One that the kernel has given up meanwhile (interrupted, aborted) is no fault."""

@@ -63,13 +63,13 @@ class LibfuseDriver:
         self._hidden: set[int] = set()
         self._ended = False
 
-    def ready(self, _events: int = 0, most: int = 16) -> None:
-        """Read what libfuse has, `most` requests at most."""
+    def ready(self, _events: int = 0, most: int = 16) -> bool:
+        """Read what libfuse has, `most` requests at most. Whether there may be more."""
         for _ in range(most):
             try:
                 size = self._look()
             except BlockingIOError:
-                return
+                return False
             except OSError:
                 size = 0
             if size:
@@ -77,7 +77,8 @@ class LibfuseDriver:
             else:
                 self._end()
             if self._ended:
-                return
+                return False
+        return True
 
     def answer(self, unique: int, answer: Answer) -> None:
         """Answer a request."""

@@ -266,8 +266,9 @@ class NoMount:
         if on_ready is not None:
             loop.soon(on_ready)
 
-    def ready(self, _events: int = 0, most: int = 16) -> None:
+    def ready(self, _events: int = 0, _most: int = 16) -> bool:
         """Nobody asks."""
+        return False
 
     def answer(self, unique: int, answer: Answer) -> None:
         """Nobody has asked."""

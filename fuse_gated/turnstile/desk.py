@@ -6,7 +6,7 @@ comes in from the driver, the client, the clock and the operator.
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from fuse_gated import operations
@@ -101,6 +101,11 @@ class Desk(Naming):
         self.prefetch = Prefetch()
         self.readahead = Readahead(min(LARGEST_SUM, limits.max_bytes_in_flight // 2))
         self.set_cache()
+
+    @property
+    def calls(self) -> Iterable[Call]:
+        """Requests that are not answered yet."""
+        return self._calls.values()
 
     def set_cache(self) -> None:
         """As the policy says now. What was kept is not any more."""
@@ -297,8 +302,7 @@ class Desk(Naming):
         self.answer(call, Failed(errno_number(errno)))
 
     def take_place(self, call: Call, path: bytes) -> None:
-        """Raises Failure(EMFILE) where the policy allows no more open files and directories. Those that the client is about to
-        open count as well."""
+        """Raises Failure(EMFILE) where the policy allows no more open files and directories, with those that are being opened."""
         most = self.gate.tenant.limits.open_files
         if most is not None and len(self.handles) + self.session.count(*_OPENING) >= most:
             raise self.limited(call, "EMFILE", path, f"{most} files are open, as many as the policy allows")

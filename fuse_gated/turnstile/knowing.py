@@ -13,7 +13,7 @@ import msgspec
 
 from fuse_gated.errors import ProtocolError
 from fuse_gated.gate import sandbox
-from fuse_gated.operations import Attributes
+from fuse_gated.operations import Attributes, Getattr
 from fuse_gated.paths import split
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
@@ -221,7 +221,6 @@ def expire_all(t: "Desk", *, names: bool = True) -> None:
     for node in t.inodes:
         if names and node.parent is not None and not node.lost:
             t.effects.append(InvalidateEntry(node.parent.id, node.name, expire=True))
-        t.effects.append(InvalidateInode(node.id, pages=False))
         _unkeep(t, node, everywhere=True)
     while names and t.missing:
         path = t.missing.popleft()[1]
@@ -230,6 +229,27 @@ def expire_all(t: "Desk", *, names: bool = True) -> None:
             t.effects.append(InvalidateEntry(parent.id, split(path)[1]))
     for handle in t.handles:
         handle.pinned = handle.draft = None
+    if t.awaits_requests:
+        t.expires_later = True
+    else:
+        _expire_attributes(t)
+
+
+def all_sent_again(t: "Desk") -> None:
+    """Whatever a process before this one had read is here: it is known who asks for attributes."""
+    t.awaits_requests = False
+    if t.expires_later:
+        t.expires_later = False
+        _expire_attributes(t)
+
+
+def _expire_attributes(t: "Desk") -> None:
+    """The kernel is to ask for them again. Where it is asking it has none; told to forget them it would also forget the answer
+    (fs/fuse/inode.c, attr_version), and the read(2) that waits for that would go by what was there before."""
+    asked = {call.request.node for call in t.calls if isinstance(call.request, Getattr)}
+    for node in t.inodes:
+        if node.id not in asked:
+            t.effects.append(InvalidateInode(node.id, pages=False))
 
 
 def has_moved(t: "Desk", node: Node | None) -> None:

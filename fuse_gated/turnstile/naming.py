@@ -32,6 +32,10 @@ class Naming(Telling):
         """Locks that callers were told to have given up, and the client has not said so (unlocking.py)."""
         self.syncs_by_path = True
         """Whether the client is thought to sync a directory that it has not opened (directories.py)."""
+        self.awaits_requests = False
+        """Whether requests are yet to come that a process before this one had read."""
+        self.expires_later = False
+        """Whether the kernel is to ask for all attributes again once they are here (knowing.py)."""
         self._pruned_at = 0
 
     def node(self, number: operations.Node) -> Node | None:

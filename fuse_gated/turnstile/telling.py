@@ -10,6 +10,7 @@ from fuse_gated.turnstile.effects import Effect, Tell
 from fuse_gated.turnstile.limits import Limits, Statistics
 from fuse_gated.turnstile.measures import Measures
 
+_AGAIN: Final = "again: another process had read it, and may have told of it"
 _SLOW_A_SECOND: Final = 3
 """Records of slow operations."""
 
@@ -55,10 +56,11 @@ class Telling:
 
     def announce(self, call: Call, path: bytes, new_path: bytes | None = None, rule: str = "") -> None:
         """Tell an operation that was allowed, before the client is asked for it. Said again it tells nothing: a request that
-        comes to its handler a second time is still one."""
+        comes to its handler a second time is still one; but one that was read by a process before this one may have been told by
+        that, which the record says."""
         if not call.told:
             call.path, call.new_path, call.told = path, new_path, True
-            self.tell(call, "operation", "allowed", rule=rule)
+            self.tell(call, "operation", "allowed", rule=rule, detail=_AGAIN if call.before else "")
 
     def announce_other(self, call: Call, path: bytes, new_path: bytes | None = None, rule: str = "") -> None:
         """Tell an allowed operation that only the level 'everything' tells."""

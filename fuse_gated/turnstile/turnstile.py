@@ -166,9 +166,9 @@ class Turnstile(Limiting):
         self._outage_mode_changed()
 
     def restore(self, rows: Iterable[AnyRow], epoch: int) -> None:
-        """Go on where the rows' writer stopped; `epoch` is one that no worker of the session had. Raises ValueError for rows
-        that contradict each other, and for many more nodes than there should be."""
+        """Go on where the rows' writer stopped, in an `epoch` of its own. Raises ValueError for rows that cannot be."""
         self.session.begin(epoch)
+        self.awaits_requests = True
         self.ledger.restore(rows, 2 * self.limits.inodes + _MORE_INODES)
 
     def resume(self, now: float) -> None:

@@ -176,8 +176,12 @@ class Mount:
 
     # What goes in.
 
-    def ask(self, request: op.Request, caller: Caller = CALLER) -> int:
-        """A request of the kernel; its number."""
+    def ask(self, request: op.Request, caller: Caller = CALLER, number: int = 0) -> int:
+        """A request of the kernel; its number: the next one, or that of one that is sent again."""
+        if number:
+            self.t.request(self.now, number, caller, request)
+            self.gather()
+            return number
         self.number += 2
         self.t.request(self.now, self.number, caller, request)
         self.gather()

@@ -259,6 +259,8 @@ def test_after_the_grace_who_waited_gets_eio_and_the_mount_is_gone(begin: Begin)
         assert said(known) in ENDED
         closed = outage.over()
         assert "the client did not come back within 3 s" in closed["MESSAGE"]
+        (told,) = records(outage.server, kind="outage-over")
+        assert int(told["MESSAGE"].partition("times, ")[2].split()[0]) >= 2, "both that waited are counted"
         with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)) as raised:
             os.stat("known", dir_fd=kept)
         assert raised.value.errno == errno.ENOTCONN

@@ -260,3 +260,47 @@ def test_a_killed_worker_lets_its_client_go_whatever_a_thread_of_it_waits_for(re
             client.stop()
         finally:
             proxy.close()
+
+
+@pytest.mark.parametrize("how", ["cut", "killed"])
+def test_a_read_that_waits_sees_what_came_meanwhile(request: pytest.FixtureRequest, how: str) -> None:
+    """Its kernel has asked for the attributes, by which it knows whether its pages are those of the file: the answer, though a
+    successor gives it, must not be forgotten."""
+    need("root", "fuse")
+    if "kernel" not in request.config.getoption("--drivers"):
+        pytest.skip("run with --drivers kernel")
+    with Stage("kernel") as place:
+        server = place.server(place.tenant(cache={"mode": "watched"}, outage={"mode": "wait", "grace": "60s"}))
+        proxy = Proxy(server.port)
+        try:
+            client = place.export(server, options=["--server", proxy.url, "--dead-after", "3600", "--reconnect-delay", "0.1"])
+            (client.directory / "log").write_text("first\n")
+            fd = os.open(client.mount_path() / "log", os.O_RDONLY)
+            assert os.read(fd, 100) == b"first\n"
+            # After this the kernel asks before it reads.
+            proxy.cut()
+            resumed(client, 1)
+            if how == "cut":
+                proxy.refuse()
+                proxy.cut()
+                until(lambda: control.call(str(server.runtime), "sessions")[0]["state"] == "suspended", "it waits")
+            else:
+                proxy.stall("to server", 3600.0)
+            with open(client.directory / "log", "a") as log:
+                log.write("second\n")
+            read: list[bytes] = []
+            reader = threading.Thread(target=lambda: read.append(os.read(fd, 100)))
+            reader.start()
+            call = Path(f"/proc/self/task/{reader.native_id}/syscall")
+            until(lambda: call.read_text().split()[1:2] == [hex(fd)], "it is in read(2)")
+            if how == "cut":
+                proxy.refuse(False)
+            else:
+                end(worker(server), signal.SIGKILL)
+                proxy.cut()
+            reader.join(DEADLINE)
+            assert read == [b"second\n"]
+            os.close(fd)
+            client.stop()
+        finally:
+            proxy.close()

@@ -319,7 +319,7 @@ def test_too_much_to_tell_ends_all_that_was_known() -> None:
     a = m.walk(t, b"a")
     m.clear()
     m.notice(overflow=True)
-    assert m.story == ["forget attributes of 1", "forget 1", "expire 1/a", f"forget attributes of {a}"]
+    assert m.story == ["forget 1", "expire 1/a", "forget attributes of 1", f"forget attributes of {a}"]
     m.clear()
     m.see(t, op.Getattr(a))
     assert "getattr" in asked(m)
@@ -438,7 +438,7 @@ def test_an_outage_ends_what_was_known() -> None:
     m.t.suspend(m.now)
     m.gather()
     # No name: to forget one takes a lock in the kernel, whose holder may wait for the client.
-    assert m.story == ["forget attributes of 1", "forget 1", f"forget attributes of {a}"]
+    assert m.story == ["forget 1", "forget attributes of 1", f"forget attributes of {a}"]
     assert b"" not in m.t.cache
 
 
@@ -450,7 +450,41 @@ def test_names_end_once_the_client_is_there_again() -> None:
     m.clear()
     m.t.forget_all_that_is_watched()
     m.gather()
-    assert m.story == ["forget attributes of 1", "forget 1", "expire 1/a", f"forget attributes of {a}", "forget 1/none"]
+    assert m.story == ["forget 1", "expire 1/a", "forget 1/none", "forget attributes of 1", f"forget attributes of {a}"]
+
+
+def test_who_is_asking_for_attributes_has_none_to_forget() -> None:
+    """It would forget the answer as well, and a read(2) go by what was there before."""
+    m, t = mount(), tree()
+    a = m.walk(t, b"a")
+    m.notice(b"a")
+    m.ask(op.Getattr(a))
+    m.clear()
+    m.t.suspend(m.now)
+    m.gather()
+    assert "forget attributes of 1" in m.story
+    assert f"forget attributes of {a}" not in m.story
+
+
+def test_a_successor_first_hears_who_is_asking() -> None:
+    m, t = mount(), tree()
+    a = m.walk(t, b"a")
+    m.notice(b"a")
+    number = m.ask(op.Getattr(a))
+    after = mount()
+    after.t.restore(m.t.ledger.everything(), 2)
+    after.t.forget_all_that_is_watched()
+    after.gather()
+    assert after.story == ["forget 1", "expire 1/a"]
+    after.ask(op.Getattr(a), number=number)
+    after.clear()
+    for _ in range(2):
+        knowing.all_sent_again(after.t)
+        after.gather()
+    assert after.story == ["forget attributes of 1"]
+    after.t.forget_all_that_is_watched()
+    after.gather()
+    assert "forget attributes of 1" in after.story[1:], "from now on at once"
 
 
 def test_a_new_policy_ends_what_was_known_and_what_is_being_asked() -> None:

@@ -51,6 +51,13 @@ def test_what_is_allowed_is_told_once() -> None:
     assert one.told
 
 
+def test_what_another_process_may_have_told_says_so() -> None:
+    made, one = telling(), call()
+    one.before = True
+    made.announce(one, b"d")
+    assert [record.detail[:7] for record in records(made)] == ["again: "]
+
+
 def test_a_refusal() -> None:
     made, one = telling(), call()
     one.told = True

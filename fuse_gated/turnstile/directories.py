@@ -38,7 +38,7 @@ def opendir(t: Desk, call: Call, request: operations.Opendir) -> None:
         return
     # What came before the client may have opened: it answers that once more.
     is_sure = not call.before and not t.contested.covers(t.now, path, call.caller.pid)
-    if is_sure and gathering.may_gather(t, path) and _open_here(t, call, node, path):
+    if is_sure and (t.outage is not None or gathering.may_gather(t, path)) and _open_here(t, call, node, path):
         return
 
     def answered(result: messages.OpenedFile) -> None:
@@ -63,7 +63,7 @@ def _open_here(t: Desk, call: Call, node: Node | None, path: bytes) -> bool:
     is_kept = node is not None and node.kept >= 0 and path in t.cache and t.cache.unchanged(path, node.kept)
     found = gathering.listing_of(t, path, names=not is_kept)
     if found is None:
-        if call.waited:
+        if call.waited or t.outage is not None:
             return False
         t.cache.misses += 1
         gathering.gather(t, [path])

@@ -9,7 +9,7 @@ from fuse_gated.gate import sandbox
 from fuse_gated.operations import Created, Data, Done, Opened, Position
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
-from fuse_gated.turnstile import ahead, gathering, holding, knowing, lazily, settling
+from fuse_gated.turnstile import ahead, gathering, holding, knowing, lazily, settling, stale
 from fuse_gated.turnstile.attributes import shown, still_same
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
@@ -159,6 +159,9 @@ def read(t: Desk, call: Call, request: operations.Read) -> None:
         return
     if handle.draft is not None:
         answered(handle.draft.read(request.offset, size))
+        return
+    if t.outage is not None and (known := stale.content_of(t, handle)) is not None:
+        answered(memoryview(known)[request.offset : request.offset + size])
         return
 
     def ask() -> None:

@@ -31,10 +31,18 @@ class Waits(Exception):
 class Outage:
     """One absence of the client. `mode` is the policy's (gate/tenant.py). `known` is what the client said last, so that df(1)
     and a listing of what is above the mount do not hang. `remembered` finds a file's last attributes, by
-    its path or by the client's handle."""
+    its path or by the client's handle, and `link` where a symbolic link of that path leads."""
 
-    def __init__(self, mode: str, known: Known, remembered: Callable[[messages.Target], Attributes | None]) -> None:
+    def __init__(
+        self,
+        mode: str,
+        known: Known,
+        remembered: Callable[[messages.Target], Attributes | None],
+        link: Callable[[bytes], bytes | None],
+    ) -> None:
         self.mode = mode
+        self.knows: Callable[[Request], bool] = lambda _request: False
+        """Whether a request's handler needs no client (stale.py)."""
         self.failed = 0
         """Requests that failed because nobody could answer."""
         self.stale = 0
@@ -42,6 +50,7 @@ class Outage:
         self._root = known.root
         self._filesystem = known.filesystem
         self._remembered = remembered
+        self._link = link
 
     def may_be_answered(self, request: Request) -> bool:
         """Whether it is worth while to try."""
@@ -51,6 +60,8 @@ class Outage:
             # Never served (attributes.py), and `ls -l` asks for them of a mount that it finds in a directory.
             return True
         if self.mode == "cached" and isinstance(request, _FROM_MEMORY):
+            return True
+        if self.knows(request):
             return True
         return isinstance(request, operations.Getattr) and request.node in (operations.ROOT, b"") and self._root is not None
 
@@ -66,6 +77,9 @@ class Outage:
     def answer(self, arguments: messages.Arguments) -> Any:
         """In place of the client's answer. Raises Waits where it never told."""
         found: Attributes | Filesystem | None = None
+        if isinstance(arguments, messages.Readlink) and (target := self._link(arguments.path)) is not None:
+            # Counted when it was found to be known.
+            return target
         if isinstance(arguments, messages.Statfs):
             found = self._filesystem
         elif isinstance(arguments, messages.Getattr | messages.Access):

@@ -15,7 +15,7 @@ from fuse_gated.gate.gate import Gate
 from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Caller, Failed, Request
 from fuse_gated.tree.journal import AnyRow
-from fuse_gated.turnstile import ahead, climbing, contested, knowing, lazily
+from fuse_gated.turnstile import ahead, climbing, contested, knowing, lazily, stale
 from fuse_gated.turnstile.call import Call, Failure, waits_for_lock
 from fuse_gated.turnstile.effects import Answer, Close
 from fuse_gated.turnstile.limiting import Limiting
@@ -147,7 +147,8 @@ class Turnstile(Limiting):
     def suspend(self, now: float) -> None:
         """The client is away, and may come back to a successor of ours. What it was asked may have been done or not."""
         self.now = now
-        self.outage = Outage(self.gate.tenant.outage.mode, self.ledger.known, lambda target: remembered(self, target))
+        mode = self.gate.tenant.outage.mode
+        self.outage = Outage(mode, self.ledger.known, lambda target: remembered(self, target), self.cache.content)
         self.sent_before = self.session.sent()
         self.session.abandon()
         ahead.leave(self)
@@ -160,9 +161,7 @@ class Turnstile(Limiting):
                 self.fail(call, "EINTR")
             elif self.outage.may_be_answered(call.request) and not (call.verdict or call.limited_as):
                 self.again(call)
-        if self.cache.room:
-            # Names when the client is there again: who holds the locks for that waits for it, and a successor for the kernel.
-            self.forget_all_that_is_watched(names=False)
+        stale.suspended(self)
         self._outage_mode_changed()
 
     def restore(self, rows: Iterable[AnyRow], epoch: int) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Server, Stage, mounts_beneath
+from harness import Server, Stage, mounts_beneath, need
 from harness.proxy import Proxy
-from harness.stage import Export
+from harness.stage import WATCHED, Export
 from harness.waiting import records, until, wait_for_record
 
 from fuse_gated import control
@@ -186,6 +186,37 @@ def test_in_mode_fail_everyone_fails_at_once(begin: Begin, call: str) -> None:
     assert wait_for_record(outage.server, kind="outage-over")["FUSE_GATED_COUNT"] != "0"
     assert "operations failed, 0 were answered" in records(outage.server, kind="outage-over")[0]["MESSAGE"]
     assert said(outage.call(CALLS[call])) == "ok"
+
+
+def test_in_mode_cached_what_was_read_and_listed_can_be_again() -> None:
+    """Where the client tells of changes, a session remembers what programs have read: until it is back that will do."""
+    need("root", "fuse")
+    with Stage(WATCHED) as stage:
+        outage = Outage(stage, "cached", LONG)
+        try:
+            (outage.client.directory / "directory/inside").write_text("inside")
+            looks = (
+                "assert open(at + 'known').read() == 'known', 'stale'; assert sorted(os.listdir(at)) == ['directory', 'known'];"
+                "assert os.listdir(at + 'directory') == ['inside']; assert open(at + 'directory/inside').read() == 'inside'"
+            )
+            for _ in range(2):
+                assert said(outage.call(looks)) == "ok"
+            outage.begin()
+            (outage.client.directory / "known").write_text("changed")
+            for _ in range(2):
+                assert said(outage.call(looks)) == "ok"
+            assert outage.state() == "suspended"
+            program = outage.waiting(CALLS["create"])
+            outage.end()
+            message = wait_for_record(outage.server, kind="outage-over")["MESSAGE"]
+            assert "0 operations failed" in message
+            assert int(message.split("failed, ")[1].split()[0]) >= 4, "each that was answered from memory is counted"
+            assert said(program) == "ok"
+            assert (outage.mount / "known").read_text() == "changed"
+            assert sorted(os.listdir(outage.mount)) == ["directory", "known", "new"]
+            outage.client.stop()
+        finally:
+            outage.close()
 
 
 def test_in_mode_fail_who_waited_already_fails_too(begin: Begin, own_stage: Stage) -> None:

@@ -100,7 +100,7 @@ def test_what_may_still_be_somebodys_stays(why: str) -> None:
     mount = Mount()
     handle = open_by_path(mount, b"f")
     if why == "away":
-        mount.t.outage = Outage("wait", mount.t.ledger.known, lambda _target: None)
+        mount.t.outage = Outage("wait", mount.t.ledger.known, lambda _target: None, lambda _path: None)
     elsewhere.release_orphans(mount.t, "libfuse" if why == "libfuse" else "kernel")
     assert mount.t.handles.get(handle) is not None
 

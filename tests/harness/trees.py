@@ -14,6 +14,8 @@ def describe(root: Path) -> dict[str, tuple[object, ...]]:
     found: dict[str, tuple[object, ...]] = {}
     groups: dict[int, str] = {}
     for directory, directories, files in os.walk(root):
+        # Each filesystem lists in an order of its own, and a hard link belongs to the name that comes first.
+        directories.sort()
         for name in sorted([*directories, *files]):
             path = Path(directory, name)
             info = path.lstat()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
@@ -19,8 +20,10 @@ from fuse_gated.pulse import Pulse
 class Nobody:
     """Handlers of a connection on which nothing is said."""
 
-    def __getattr__(self, name: str) -> object:
-        return lambda *_arguments: None
+    def on_request(self, request: Request) -> None: ...
+    def on_response(self, response: Response) -> None: ...
+    def on_message(self, data: bytes | bytearray) -> None: ...
+    def on_closed(self, code: int, reason: str) -> None: ...
 
 
 class Scene:
@@ -34,7 +37,7 @@ class Scene:
         ours, self.client = socket.socketpair()
         ours.setblocking(False)
         self.client.setblocking(False)
-        self.socket = WebSocket(self.loop, ours, ServerProtocol(state=State.OPEN), Nobody())  # type: ignore[arg-type]
+        self.socket = WebSocket(self.loop, ours, ServerProtocol(state=State.OPEN), Nobody())
         self.lost: list[str] = []
         Pulse(self.loop, self.socket, self._lose)
         self.woken = 0

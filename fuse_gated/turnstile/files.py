@@ -9,7 +9,7 @@ from fuse_gated.gate import sandbox
 from fuse_gated.operations import Created, Data, Done, Opened, Position
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
-from fuse_gated.turnstile import ahead, gathering, holding, knowing, lazily, settling, stale
+from fuse_gated.turnstile import ahead, gathering, holding, knowing, lazily, settling
 from fuse_gated.turnstile.attributes import shown, still_same
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
@@ -40,11 +40,11 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
     if verdict.errno is not None:
         raise t.refused(call, verdict, path)
     t.take_place(call, path)
-    if t.tells_opens or (_writes(request.flags) and t.tells_changes):
+    if t.tells_opens or (writes(request.flags) and t.tells_changes):
         t.announce(call, path, rule=verdict.rule)
     generation = t.generation
     if t.cache.room and isinstance(target, bytes):
-        if _writes(request.flags):
+        if writes(request.flags):
             t.cache.changes(path)
         elif not call.before and not t.contested.covers(t.now, path, call.caller.pid) and _open_here(
             t, call, request, node, path
@@ -66,7 +66,7 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
         t.readahead.opened(handle, result.attributes)
         if isinstance(request.node, bytes):
             t.by_path.opened_again(request.node, handle)
-        if _writes(request.flags):
+        if writes(request.flags):
             t.cache.changes(path)
         if node is not None and knowing.saw_open(t, path, result.attributes, since) is result.attributes:
             # What is open is followed to the letter (names.LOOKUP_VALID): what the LOOKUP before told ends here.
@@ -160,7 +160,7 @@ def read(t: Desk, call: Call, request: operations.Read) -> None:
     if handle.draft is not None:
         answered(handle.draft.read(request.offset, size))
         return
-    if t.outage is not None and (known := stale.content_of(t, handle)) is not None:
+    if t.outage is not None and (known := gathering.content_of(t, handle)) is not None:
         answered(memoryview(known)[request.offset : request.offset + size])
         return
 
@@ -213,6 +213,11 @@ def lseek(t: Desk, call: Call, request: operations.Lseek) -> None:
     t.ask(call, messages.Lseek(handle.remote, request.offset, request.whence == 4), answered)
 
 
+def writes(flags: int) -> bool:
+    """Whether what is opened with these flags (open(2)) may change the file."""
+    return bool(flags & _ACCMODE) or bool(flags & _TRUNC)
+
+
 def judged(t: Desk, call: Call, number: int, *, write: bool = False) -> Handle:
     """The handle, after it was judged again if the policy has changed since.
 
@@ -250,10 +255,6 @@ def _is_quiet(t: Desk, handle: Handle) -> bool:
     if handle.flags & (_ACCMODE | _TRUNC) or handle.node is None or t.tells_everything:
         return False
     return not t.handles.locks.is_wanted(handle.node.id)
-
-
-def _writes(flags: int) -> bool:
-    return bool(flags & _ACCMODE) or bool(flags & _TRUNC)
 
 
 def _wire_flags(flags: int) -> int:

@@ -11,6 +11,7 @@ from fuse_gated.gate import sandbox
 from fuse_gated.operations import Attributes
 from fuse_gated.paths import join, split
 from fuse_gated.tree.cache import LONGEST_PATH
+from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
 from fuse_gated.tree.known import Name
 from fuse_gated.turnstile import knowing
@@ -163,6 +164,14 @@ def file_of(t: "Desk", path: bytes) -> tuple[Attributes, bytes] | None:
     if content is None or not isinstance(attributes, Attributes) or attributes.mode & _TYPE != _REGULAR:
         return None
     return attributes, content
+
+
+def content_of(t: "Desk", handle: Handle) -> bytes | None:
+    """All that is in an open file, where it is known while the client is away and what is known will do (stale.py)."""
+    if t.outage is None or t.outage.mode != "cached" or (handle.node is not None and t.inodes.gone(handle.node)):
+        return None
+    found = file_of(t, t.handles.path(handle))
+    return found[1] if found is not None else None
 
 
 def kept_file(t: "Desk", node: Node | None, path: bytes) -> Attributes | None:

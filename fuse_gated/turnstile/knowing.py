@@ -213,10 +213,11 @@ def _unkeep(t: "Desk", node: Node | None, *, everywhere: bool = False) -> None:
         t.effects.append(InvalidateInode(node.id))
 
 
-def expire_all(t: "Desk", *, names: bool = True) -> None:
+def expire_all(t: "Desk", *, names: bool = True, contents: bool = True) -> None:
     """The kernel is to ask again before it uses what it has remembered: nobody tells us of changes any more. What it holds of
     files' content it keeps only while they are the same (FUSE_AUTO_INVAL_DATA). `names`: those too, which takes locks in the
-    kernel, whose holders may wait for an answer of ours."""
+    kernel, whose holders may wait for an answer of ours. `contents`: what open files were when they were opened does not count
+    any more."""
     t.readahead.changed(t, *t.readahead.files)
     for node in t.inodes:
         if names and node.parent is not None and not node.lost:
@@ -228,7 +229,9 @@ def expire_all(t: "Desk", *, names: bool = True) -> None:
         if parent is not None:
             t.effects.append(InvalidateEntry(parent.id, split(path)[1]))
     for handle in t.handles:
-        handle.pinned = handle.draft = None
+        handle.draft = None
+        if contents:
+            handle.pinned = None
     if t.awaits_requests:
         t.expires_later = True
     else:

@@ -88,6 +88,13 @@ def holds(t: Desk, node: Node, number: int) -> bool:
     return handle.kept < 0 or t.cache.unchanged(t.inodes.path(node), handle.kept)
 
 
+def is_known(t: Desk, request: operations.Readdir) -> bool:
+    """Whether it is answered from here."""
+    handle = t.handle(request.handle)
+    from_here = request.offset >= telldir.OURS or (request.offset <= _DOTS and handle.remote < 0)
+    return from_here and (handle.positions is not None or _names(t, handle) is not None)
+
+
 def keep_whole(t: Desk, handle: Handle, entries: tuple[Listed, ...]) -> list[int]:
     """All of it, in the order of telldir.py; where each entry stands."""
     _keep(t, handle, entries, 0)

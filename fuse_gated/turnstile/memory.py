@@ -14,7 +14,7 @@ def remembered(t: Desk, target: messages.Target) -> Attributes | None:
     if isinstance(target, int):
         nodes = [handle.node for handle in t.handles if handle.remote == target]
         return nodes[0].attributes if nodes and nodes[0] is not None else None
-    known = t.cache.attributes(target, t.now) if t.cache.room else None
+    known = t.cache.attributes(target, t.now)
     if isinstance(known, Attributes):
         return known
     node = t.inodes.find(target)

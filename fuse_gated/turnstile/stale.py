@@ -4,45 +4,28 @@ The cache (tree/cache.py) goes on for as long as the process does whose client i
 answered from it may be stale, which is counted and told. Whoever comes after that process begins without it.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from fuse_gated import operations
 from fuse_gated.operations import Attributes, Request
-from fuse_gated.tree import telldir
-from fuse_gated.tree.handles import Handle
-from fuse_gated.turnstile import gathering, knowing
+from fuse_gated.turnstile import files, gathering, knowing, listing
 from fuse_gated.turnstile.call import Failure
 
 if TYPE_CHECKING:
     from fuse_gated.turnstile.desk import Desk
-
-_WRITES: Final = 0o1003
-"""O_WRONLY, O_RDWR and O_TRUNC, as they are on any of the machines that Linux runs on."""
-_DOTS: Final = 2
 
 
 def suspended(t: "Desk") -> None:
     """The client is away from now on."""
     assert t.outage is not None
     if t.cache.room and t.outage.mode == "cached":
-        pinned = [(handle, handle.pinned) for handle in t.handles]
-        knowing.expire_all(t, names=False)
-        for handle, content in pinned:
-            handle.pinned = content
+        knowing.expire_all(t, names=False, contents=False)
         t.gathering.clear()
     elif t.cache.room:
         # Names when the client is there again: who holds the locks for that waits for it, and a successor for the kernel.
         t.forget_all_that_is_watched(names=False)
     # What was asked before stays with whom it was asked.
     t.outage.knows = lambda request: _knows(t, request)
-
-
-def content_of(t: "Desk", handle: Handle) -> bytes | None:
-    """All that is in an open file, where it is known while the client is away."""
-    if t.outage is None or t.outage.mode != "cached" or (handle.node is not None and t.inodes.gone(handle.node)):
-        return None
-    found = gathering.file_of(t, t.handles.path(handle))
-    return found[1] if found is not None else None
 
 
 def _knows(t: "Desk", request: Request) -> bool:
@@ -67,7 +50,7 @@ def _knows(t: "Desk", request: Request) -> bool:
 def _is_known(t: "Desk", request: Request) -> bool:
     match request:
         case operations.Open():
-            return not request.flags & _WRITES and gathering.file_of(t, t.place(request.node)) is not None
+            return not files.writes(request.flags) and gathering.file_of(t, t.place(request.node)) is not None
         case operations.Opendir():
             return gathering.listing_of(t, t.place(request.node)) is not None
         case operations.Readlink():
@@ -75,9 +58,7 @@ def _is_known(t: "Desk", request: Request) -> bool:
             return isinstance(t.cache.attributes(path, t.now), Attributes) and t.cache.content(path) is not None
         case operations.Read():
             handle = t.handle(request.handle)
-            return handle.pinned is not None or content_of(t, handle) is not None
+            return handle.pinned is not None or gathering.content_of(t, handle) is not None
         case operations.Readdir():
-            handle = t.handle(request.handle)
-            from_here = request.offset >= telldir.OURS or (request.offset <= _DOTS and handle.remote < 0)
-            return from_here and (handle.positions is not None or t.cache.names(t.handles.path(handle), t.now) is not None)
+            return listing.is_known(t, request)
     return False

@@ -381,12 +381,11 @@ def test_what_was_not_sent_when_the_session_ended_is_put_aside(own_stage: Stage)
 @pytest.mark.expected_log("unexpectedly: starting again")
 def test_the_daemon_is_killed(own_stage: Stage) -> None:
     """With it the session ends; the copy stays, and the client's next session goes on with it."""
-    server = own_stage.server(own_stage.tenant(local={"size": "1MiB"}), NETWORK)
-    mounted = own_stage.mount(server=server, options=["--reconnect-delay", "0.05", "--reconnect-max", "0.05"])
+    mounted = copied(own_stage, size="1MiB", options=("--reconnect-delay", "0.05", "--reconnect-max", "0.05"))
+    server = mounted.server
     (mounted.export / "f").write_text("one")
     settled(mounted, {"f": "one"})
-    (status,) = [control.call(str(server.runtime), "status")]
-    os.kill(status["pid"], signal.SIGKILL)
+    os.kill(control.call(str(server.runtime), "status")["pid"], signal.SIGKILL)
     (mounted.path / "f").write_text("two")
     (mounted.export / "g").write_text("three")
     settled(mounted, {"f": "two", "g": "three"})
@@ -558,8 +557,8 @@ def test_an_edit_that_a_cache_does_not_know_is_not_overwritten(own_stage: Stage)
 @pytest.mark.expected_log("unexpectedly: starting again")
 def test_a_copy_that_was_taken_away_empties_no_client(own_stage: Stage) -> None:
     """Somebody has removed the copy's directory and not what lies beside it."""
-    server = own_stage.server(own_stage.tenant(local={"size": "1MiB"}), NETWORK)
-    mounted = own_stage.mount(server=server, options=["--reconnect-delay", "0.05", "--reconnect-max", "0.05"])
+    mounted = copied(own_stage, size="1MiB", options=("--reconnect-delay", "0.05", "--reconnect-max", "0.05"))
+    server = mounted.server
     (mounted.export / "f").write_text("one")
     settled(mounted, {"f": "one"})
     mounted.client.program.send(signal.SIGSTOP)

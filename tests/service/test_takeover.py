@@ -26,11 +26,16 @@ from fuse_gated.gate import audit_verify
 TENANT = {"users": ["root", "nobody"], "rules": ALLOW_ALL, "outage": {"mode": "wait", "grace": "60s"}}
 
 
+def need_driver(request: pytest.FixtureRequest, driver: str) -> None:
+    """Skip the test where the run leaves that driver out."""
+    if driver not in request.config.getoption("--drivers"):
+        pytest.skip(f"run with --drivers {driver}")
+
+
 @pytest.fixture(params=["kernel", "kernel-without-resend", "libfuse"])
 def stage(request: pytest.FixtureRequest) -> Iterator[tuple[Stage, Server]]:
     driver = request.param.partition("-")[0]
-    if driver not in request.config.getoption("--drivers"):
-        pytest.skip(f"run with --drivers {driver}")
+    need_driver(request, driver)
     need("root", "fuse")
     if driver == "libfuse":
         need("a mount by an ordinary user", "fusermount3", "fusermount")
@@ -135,8 +140,7 @@ def test_a_worker_that_ends_when_it_has_read_a_request(request: pytest.FixtureRe
     """And has done nothing about it. Where the kernel does not send it again, the next worker finds it where it was read into."""
     need("root", "fuse")
     need_that(READV is not None, "a processor whose system calls are known here")
-    if "kernel" not in request.config.getoption("--drivers"):
-        pytest.skip("run with --drivers kernel")
+    need_driver(request, "kernel")
     with Stage("kernel") as place:
         server = place.server({"tenants": {"acme": TENANT}}, {"without": ["resend"]})
         client = place.export(server)
@@ -205,8 +209,7 @@ def read_f(mount: Path) -> bytes:
 @pytest.mark.parametrize("which", ["daemon", "keeper"])
 def test_the_daemon_or_the_keeper_is_killed(request: pytest.FixtureRequest, which: str) -> None:
     need("root", "fuse")
-    if "kernel" not in request.config.getoption("--drivers"):
-        pytest.skip("run with --drivers kernel")
+    need_driver(request, "kernel")
     with Stage("kernel") as place:
         server = place.server({"tenants": {"acme": TENANT}})
         parts = Parts(server)
@@ -233,8 +236,7 @@ def test_a_killed_worker_lets_its_client_go_whatever_a_thread_of_it_waits_for(re
     """The kernel has it wait for a directory's lock, whose holder waits for the client: what would be left of the process until
     that is answered must not keep the connection open."""
     need("root", "fuse")
-    if "kernel" not in request.config.getoption("--drivers"):
-        pytest.skip("run with --drivers kernel")
+    need_driver(request, "kernel")
     with Stage("kernel") as place:
         server = place.server(place.tenant(cache={"mode": "watched"}))
         proxy = Proxy(server.port)
@@ -267,8 +269,7 @@ def test_a_read_that_waits_sees_what_came_meanwhile(request: pytest.FixtureReque
     """Its kernel has asked for the attributes, by which it knows whether its pages are those of the file: the answer, though a
     successor gives it, must not be forgotten."""
     need("root", "fuse")
-    if "kernel" not in request.config.getoption("--drivers"):
-        pytest.skip("run with --drivers kernel")
+    need_driver(request, "kernel")
     with Stage("kernel") as place:
         server = place.server(place.tenant(cache={"mode": "watched"}, outage={"mode": "wait", "grace": "60s"}))
         proxy = Proxy(server.port)

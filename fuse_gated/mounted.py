@@ -34,13 +34,13 @@ from fuse_gated.gate.tenant import Identity, Tenant
 from fuse_gated.operations import Caller
 from fuse_gated.pulse import Pulse
 from fuse_gated.serving import Recorder, Serving
-from fuse_gated.turnstile import elsewhere
+from fuse_gated.turnstile import elsewhere, leasing
 from fuse_gated.turnstile.closing import tell_closed
 from fuse_gated.turnstile.measures import Measures
 from fuse_gated.turnstile.memory import acquaint
 from fuse_gated.turnstile.turnstile import Limits, Turnstile
 from fuse_gated.wire import codec
-from fuse_gated.wire.messages import AFTER, MAX_MESSAGE, WATCHES, Offer, Terms, Welcome
+from fuse_gated.wire.messages import AFTER, LEASES, MAX_MESSAGE, WATCHES, Offer, Terms, Welcome
 
 _LOOK_AGAIN: Final = 0.1
 
@@ -180,6 +180,8 @@ class Mounted:
             watches=WATCHES in offer.capabilities,
             orders=AFTER in offer.capabilities,
         )
+        if LEASES in offer.capabilities:
+            leasing.begin(turnstile)
         self._state = memory or State(state, STATE_SIZE, turnstile.ledger.everything)
         turnstile.measures = Measures(time.monotonic, self._state.measures, slow_after=settings.slow_operation or None)
         os.close(state)

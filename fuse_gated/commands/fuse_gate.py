@@ -20,6 +20,7 @@ from fuse_gated.commands.output import complain, plain, shown_size
 from fuse_gated.edge.destination import Destination, parse_server
 from fuse_gated.edge.files import Export
 from fuse_gated.edge.filesystems import ignores_case
+from fuse_gated.edge.leases import Leases
 from fuse_gated.edge.loop import Loop
 from fuse_gated.edge.status import StatusLine
 from fuse_gated.errors import GateError, OperatorError, UsageError
@@ -144,11 +145,13 @@ def _export(options: argparse.Namespace) -> int:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.umask(0)  # What is made gets the mode that the server asks for, whose caller has a umask of its own.
+    loop = Loop()
     export = Export(
         Path(options.directory),
         read_only=options.read_only,
         trust_server=options.trust_server,
         watch=not options.no_watch,
+        leases=Leases(loop),
     )
     if export.unwatched:
         why = f"changes cannot be watched, so the server asks more often: {export.unwatched}"
@@ -158,16 +161,18 @@ def _export(options: argparse.Namespace) -> int:
     if ignores_case(options.directory):
         _warn("the directory takes upper and lower case as the same, the server's rules do not: what they hide or deny by name "
               "can be had by another spelling")
-    _Session(export, destination, persistence, as_json=options.json).run()
+    _Session(loop, export, destination, persistence, as_json=options.json).run()
     return 0
 
 
 class _Session:
     """A client, and what its user sees of it."""
 
-    def __init__(self, export: Export, destination: Destination, persistence: Persistence, *, as_json: bool) -> None:
-        self._loop = Loop()
-        self._client = Client(self._loop, export, destination, self._event, persistence)
+    def __init__(
+        self, loop: Loop, export: Export, destination: Destination, persistence: Persistence, *, as_json: bool
+    ) -> None:
+        self._loop = loop
+        self._client = Client(loop, export, destination, self._event, persistence)
         self._destination = destination
         self._json = as_json
         self._status = StatusLine(sys.stderr)

@@ -73,6 +73,8 @@ class Answering:
         self._watching: Watching | None = None
         if export.watches is not None:
             self._watching = Watching(loop, export.watches, self._tell, queued, on_shortage)
+        if export.leases is not None:
+            export.leases.broken = self._lease_broken
         self._remembered = Remembered()
         self._requests: dict[int, Request] = {}
         self._left_over: dict[int, Request] = {}
@@ -118,6 +120,8 @@ class Answering:
     def suspend(self) -> None:
         """The connection is lost: nothing is sent until the session is resumed, or another one begins."""
         self._connected = False
+        if self._export.leases is not None:
+            self._export.leases.give_up_all()
         if self._watching is not None:
             self._watching.reset()
         requests, self._requests = self._requests, {}
@@ -379,6 +383,8 @@ class Answering:
         else:
             reply = self._outcome(number, request.arguments, failure, result, request.came)
             if request.heard:
+                if isinstance(request.arguments, wire.Create):
+                    reply = self._with_lease(reply)
                 if isinstance(request.arguments, wire.Setlk) and request.arguments.current and failure is None:
                     # Not to be said again: it holds now.
                     reply = msgspec.structs.replace(reply, result=self._as_it_is(request.arguments))
@@ -386,7 +392,17 @@ class Answering:
                 self._reply(reply, request.weight)
             else:
                 del self._left_over[number]
+                if isinstance(result, wire.OpenedFile) and self._export.leases is not None:
+                    # The next connection is told of none.
+                    self._export.leases.give_up(result.handle)
         self._order.ended(request, failed=failure is not None)
+
+    def _with_lease(self, reply: wire.Reply) -> wire.Reply:
+        """It may have been created, and leased, for the connection before."""
+        opened, leases = reply.result, self._export.leases
+        if not isinstance(opened, wire.OpenedFile) or not opened.leased or (leases is not None and leases.holds(opened.handle)):
+            return reply
+        return msgspec.structs.replace(reply, result=msgspec.structs.replace(opened, leased=0))
 
     def _as_it_is(self, arguments: wire.Setlk) -> Attributes | None:
         """What a file is like that has just been locked, once the server was told of all that became of others before; None where
@@ -406,6 +422,13 @@ class Answering:
             self.bytes_written += result
         else:
             self.bytes_read += sum(len(found.content) for found in result if found.content is not None)
+
+    def _lease_broken(self, handle: int) -> None:
+        if self._connected:
+            self._batch.add(wire.Broken(handle))
+            self._send_soon()
+        elif self._export.leases is not None:
+            self._export.leases.give_up(handle)
 
     def _tell(self, notice: wire.Notice) -> None:
         if self._connected:

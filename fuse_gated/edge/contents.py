@@ -18,6 +18,7 @@ from fuse_gated.edge.attributes import attributes
 from fuse_gated.edge.beneath import Beneath
 from fuse_gated.edge.filesystems import Filesystems
 from fuse_gated.edge.handles import Handles, OpenDirectory, OpenFile
+from fuse_gated.edge.leases import Leases
 from fuse_gated.edge.locks import Locks
 from fuse_gated.edge.names import Names
 from fuse_gated.edge.precautions import SETID, Precautions, clear_setid
@@ -40,7 +41,14 @@ class Contents:
     wait for a disk, a network or another process, and have then done nothing."""
 
     def __init__(
-        self, beneath: Beneath, handles: Handles, locks: Locks, names: Names, precautions: Precautions, filesystems: Filesystems
+        self,
+        beneath: Beneath,
+        handles: Handles,
+        locks: Locks,
+        names: Names,
+        precautions: Precautions,
+        filesystems: Filesystems,
+        leases: Leases | None = None,
     ) -> None:
         self._beneath = beneath
         self._handles = handles
@@ -48,6 +56,7 @@ class Contents:
         self._names = names
         self._precautions = precautions
         self._filesystems = filesystems
+        self._leases = leases
         self._kept_entries = 0
         self._counting = threading.Lock()
         self._scratch = memoryview(bytearray(wire.MAX_DATA))
@@ -127,16 +136,18 @@ class Contents:
             clear_setid(file.fd)
         flags = os.RWF_APPEND if arguments.append else 0
         done = 0
-        try:
-            while True:
+        while True:
+            try:
                 done += os.pwritev(file.fd, (data[done:],), arguments.offset + done, flags)
-                if done >= len(data):
+            except OSError as error:
+                if self._leases is not None and self._leases.makes_room(error, arguments.handle):
+                    continue
+                if done:
+                    # What was written counts; the error, if it lasts, meets the next write (write(2)).
                     return done
-        except OSError:
-            if done:
-                # What was written counts; the error, if it lasts, meets the next write (write(2)).
+                raise
+            if done >= len(data):
                 return done
-            raise
 
     def write_is_quick(self, arguments: wire.Write) -> bool:
         if arguments.data.nbytes > QUICK_WRITE:
@@ -159,8 +170,15 @@ class Contents:
     def release(self, arguments: wire.Release) -> None:
         """Must not be called while another operation on the handle runs: its descriptor's number is free afterwards."""
         file = self._handles.remove_file(arguments.handle)
+        if file.leased and self._leases is not None:
+            self._leases.give_up(arguments.handle)
         self._locks.of(file).closed(file, still_open=self._handles.is_open)
         os.close(file.fd)
+
+    def unlease(self, arguments: wire.Unlease) -> None:
+        self._handles.file(arguments.handle)
+        if self._leases is not None:
+            self._leases.give_up(arguments.handle)
 
     def fsync(self, arguments: wire.Fsync) -> None:
         fd = self._handles.file(arguments.handle).fd
@@ -270,6 +288,8 @@ class Contents:
         with self._names.node(arguments.target) as node:
             status = os.fstat(node)
             _require_regular(status)
+            if self._leases:
+                self._leases.give_way(status.st_dev, status.st_ino)
             fd = os.open(syscalls.proc_path(node), flags | extra)
             if arguments.clear_setid and flags & os.O_TRUNC:
                 clear_setid(node)
@@ -305,7 +325,11 @@ class Contents:
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=directory)
             raise
-        return msgspec.structs.replace(self._opened(fd, status, arguments.flags), made=True)
+        opened = self._opened(fd, status, arguments.flags)
+        leased = 0
+        if arguments.lease and self._leases is not None:
+            leased = self._leases.take(opened.handle, self._handles.file(opened.handle), arguments.lease, self._beneath.root)
+        return msgspec.structs.replace(opened, made=True, leased=leased)
 
     def _readable(self, arguments: wire.Read) -> OpenFile:
         file = self._handles.file(arguments.handle)

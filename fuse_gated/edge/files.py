@@ -17,6 +17,7 @@ from fuse_gated.edge.contents import Contents
 from fuse_gated.edge.filesystems import Filesystems
 from fuse_gated.edge.gathering import Gathering
 from fuse_gated.edge.handles import Handles
+from fuse_gated.edge.leases import Leases
 from fuse_gated.edge.locks import Locks
 from fuse_gated.edge.names import Names
 from fuse_gated.edge.precautions import Precautions, effective_capabilities
@@ -53,8 +54,8 @@ class Export:
     `perform` may be called from several threads at once, `attempt` from one. `max_handles` bounds what the server may hold
     open (default: by RLIMIT_NOFILE). The process's umask should be 0: the modes that the server asks for have passed their
     caller's umask already. With `watch` the server can be told of changes, where inotify(7) tells of them: on a local
-    filesystem, and where openat2(2) says what lies on another. Raises OperatorError if `root` is no directory that can be
-    opened, or /proc is not there.
+    filesystem, and where openat2(2) says what lies on another. With `leases` the server may lease what it creates. Raises
+    OperatorError if `root` is no directory that can be opened, or /proc is not there.
     """
 
     def __init__(
@@ -66,7 +67,10 @@ class Export:
         max_handles: int | None = None,
         openat2: bool = True,
         watch: bool = True,
+        leases: Leases | None = None,
     ) -> None:
+        self.leases = leases
+        """What is leased for the server; None where nothing is."""
         self.root = os.path.realpath(os.fsencode(root))
         """The directory's absolute path, without links."""
         try:
@@ -83,8 +87,8 @@ class Export:
         self._handles = Handles(max_handles)
         self._locks = Locks(self._handles.limit)
         self._filesystems = filesystems = Filesystems()
-        names = Names(self._beneath, self._handles, self._precautions)
-        contents = Contents(self._beneath, self._handles, self._locks, names, self._precautions, filesystems)
+        names = Names(self._beneath, self._handles, self._precautions, leases)
+        contents = Contents(self._beneath, self._handles, self._locks, names, self._precautions, filesystems, leases)
         self.local = filesystems.is_local(self._beneath.root, os.fstat(self._beneath.root).st_dev)
         """Whether the root's filesystem answers without a network; where it does not, no operation is quick."""
         self.unwatched = ""
@@ -108,11 +112,13 @@ class Export:
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the client says of itself in its hello: 'chown', where it can give files away, 'read-only', 'watches', and always
-        'after'."""
+        """What the client says of itself in its hello: 'chown', where it can give files away, 'read-only', 'watches', 'leases',
+        and always 'after'."""
         more = (wire.WATCHES, wire.AFTER) if self.watches is not None else (wire.AFTER,)
         if self._precautions.read_only:
             return ("read-only", *more)
+        if self.leases is not None:
+            more = (*more, wire.LEASES)
         return ("chown", *more) if self._precautions.can_chown else more
 
     @property
@@ -174,6 +180,8 @@ class Export:
 
     def close(self) -> None:
         """Give up locks, handles and the root. No operation may be running."""
+        if self.leases is not None:
+            self.leases.close()
         self._locks.close()
         self._handles.close()
         self._filesystems.close()
@@ -224,6 +232,7 @@ def _table(
         wire.Write: contents.write,
         wire.Flush: contents.flush,
         wire.Release: contents.release,
+        wire.Unlease: contents.unlease,
         wire.Fsync: contents.fsync,
         wire.Opendir: contents.opendir,
         wire.Readdir: contents.readdir,

@@ -15,9 +15,10 @@ FileKey = tuple[int, int]
 
 
 class OpenFile:
-    """One open regular file. `local`: its filesystem's calls do not wait for a network."""
+    """One open regular file. `local`: its filesystem's calls do not wait for a network. `leased`: nobody else can open it
+    (leases.py)."""
 
-    __slots__ = ("fd", "key", "local", "readable", "synchronous", "writable", "written")
+    __slots__ = ("fd", "key", "leased", "local", "readable", "synchronous", "writable", "written")
 
     def __init__(self, fd: int, key: FileKey, *, readable: bool, writable: bool, synchronous: bool, local: bool) -> None:
         self.fd = fd
@@ -26,6 +27,7 @@ class OpenFile:
         self.writable = writable
         self.synchronous = synchronous
         self.local = local
+        self.leased = False
         self.written = False
         """Something was written since the last flush."""
 

@@ -14,6 +14,7 @@ from fuse_gated.edge import syscalls
 from fuse_gated.edge.attributes import attributes, decode_device
 from fuse_gated.edge.beneath import Beneath, Node
 from fuse_gated.edge.handles import Handles, OpenFile
+from fuse_gated.edge.leases import Leases
 from fuse_gated.edge.precautions import SETID, Precautions, clear_setid
 from fuse_gated.operations import NOW, Attributes, Filesystem
 from fuse_gated.wire import messages as wire
@@ -25,10 +26,11 @@ _MAX_SIZE = 2**63 - 1
 class Names:
     """Methods are named after their operation and raise OSError."""
 
-    def __init__(self, beneath: Beneath, handles: Handles, precautions: Precautions) -> None:
+    def __init__(self, beneath: Beneath, handles: Handles, precautions: Precautions, leases: Leases | None = None) -> None:
         self._beneath = beneath
         self._handles = handles
         self._precautions = precautions
+        self._leases = leases
 
     def node(self, target: wire.Target) -> Node:
         """The object that a path names or a handle stands for."""
@@ -217,6 +219,8 @@ class Names:
             handle.written = True
             os.ftruncate(fd, size)
         else:
+            if self._leases:
+                self._leases.give_way(status.st_dev, status.st_ino)
             os.truncate(path, size)
 
 

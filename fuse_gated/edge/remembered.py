@@ -9,6 +9,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
 from fuse_gated.wire import messages as wire
 from fuse_gated.wire.tables import OPERATION_OF
 
@@ -19,7 +21,7 @@ but whose caller may not, because the server's process was killed in between."""
 IDEMPOTENT: Final[frozenset[type[wire.Arguments]]] = frozenset(
     {
         wire.Getattr, wire.Readlink, wire.Read, wire.Readdir, wire.Statfs, wire.Access, wire.Getxattr, wire.Listxattr, wire.Lseek,
-        wire.Getlk, wire.Fsync, wire.Fsyncdir, wire.Release, wire.Releasedir, wire.Gather, wire.Unwatch,
+        wire.Getlk, wire.Fsync, wire.Fsyncdir, wire.Release, wire.Releasedir, wire.Unlease, wire.Gather, wire.Unwatch,
     }
 )  # fmt: skip
 """What may be done twice. (A second release of a handle is EBADF, for which nobody waits.)"""
@@ -47,6 +49,9 @@ class Remembered:
             return
         if kind is wire.Setlk and reply.errno == "EAGAIN":
             return  # Nothing was done, and the server asks again under this id for as long as its caller waits.
+        if isinstance(reply.result, wire.OpenedFile) and reply.result.leased:
+            # Leases are a connection's, and this is for the next one.
+            reply = msgspec.structs.replace(reply, result=msgspec.structs.replace(reply.result, leased=0))
         self._replies[reply.id, kind] = reply
         if reply.errno is not None:
             self._failures[reply.id] = self._failures.get(reply.id, 0) + 1

@@ -28,9 +28,10 @@ class Handle:
     last judged; reads and writes are counted to be told once, when it is closed."""
 
     __slots__ = (
-        "bytes_read", "bytes_written", "directory", "draft", "failed", "fills", "flags", "flock", "generation", "id", "identity",
-        "inherited", "kept", "made", "node", "opened_at", "page", "page_start", "path", "pid", "pinned", "positions", "reads",
-        "remote", "renewed", "request", "silent", "uid", "unflushed", "waiting", "warns", "was", "writes",
+        "bytes_read", "bytes_written", "directory", "draft", "failed", "fills", "flags", "flock", "generation", "id",
+        "identity", "inherited", "kept", "leased", "made", "node", "opened_at", "page", "page_start", "path", "pid", "pinned",
+        "positions", "reads", "remote", "renewed", "request", "silent", "uid", "unflushed", "waiting", "warns", "was",
+        "writes",
     )  # fmt: skip
 
     def __init__(self, number: int, node: Node | None, path: bytes, remote: int, flags: int, *, directory: bool = False) -> None:
@@ -54,6 +55,8 @@ class Handle:
         self.unflushed = False
         self.silent = False
         """Whether the client has nothing to tell when it is closed, so that it need not be asked."""
+        self.leased = 0
+        """Bytes that the client has room for, of a file that nobody else on the client can open (turnstile/leasing.py)."""
         self.made: Attributes | None = None
         """Of a file that was created by opening it, and changed by nobody else since: what it is like by now."""
         self.draft: Draft | None = None

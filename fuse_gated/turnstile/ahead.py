@@ -22,7 +22,7 @@ from fuse_gated.operations import Attributes, Count
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Identity, Node
 from fuse_gated.tree.journal import Owed
-from fuse_gated.turnstile import bounds, drafting, ordering, settling, unlocking
+from fuse_gated.turnstile import bounds, drafting, leasing, ordering, settling, unlocking
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.effects import Hold
 from fuse_gated.turnstile.owing import Arguments, Change, key_of
@@ -202,6 +202,7 @@ def withdrawn(t: "Desk", number: int) -> bool:
 
 def leave(t: "Desk") -> None:
     """The connection is lost. Who waits is answered by a successor, to whom the kernel sends the request again."""
+    leasing.leave(t)
     t.ahead.waiting.clear()
     for change in t.ahead:
         if not change.kept:
@@ -233,7 +234,7 @@ def _begin(t: "Desk", call: Call, handle: Handle, arguments: Arguments, data: me
     ahead, tenant, size, key = t.ahead, t.gate.tenant, len(data), key_of(handle)
     if not ahead.serves or not ahead.room or ahead.halted or t.outage is not None or call.interrupted:
         return None
-    if tenant.writes != "ahead" or tenant.cache.mode == "strict" or t.session.known(call.id) is not None:
+    if tenant.writes == "through" or tenant.cache.mode == "strict" or t.session.known(call.id) is not None:
         return None
     if key is None or handle.remote < 0 or handle.flags & (_SYNC | bounds.DIRECT) or t.session.would_wait(size):
         return None

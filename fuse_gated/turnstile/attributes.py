@@ -9,7 +9,7 @@ from fuse_gated.gate.verdict import Verdict
 from fuse_gated.operations import Attr, Attributes, Data, Done, Filesystem, XattrSize
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
-from fuse_gated.turnstile import ahead, drafting, holding, knowing
+from fuse_gated.turnstile import ahead, drafting, holding, knowing, leasing
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.wire import messages
@@ -135,6 +135,9 @@ def setattr_(t: Desk, call: Call, request: operations.Setattr) -> None:
     if made is not None:
         t.answer_change(call, Attr(shown(t, path, made)), t.siblings(node))
         return
+
+    if contents and not isinstance(target, int):
+        leasing.shared(t, node)
 
     def answer(attr: Attr) -> None:
         t.answer_change(call, attr, t.siblings(node), contents=contents)

@@ -24,7 +24,7 @@ def begin(t: "Desk", handle: Handle, attributes: Attributes) -> None:
     """A file was opened by creating it. One that was there before counts as well, if it is empty."""
     if attributes.size or attributes.nlink != 1 or attributes.mode & _SETID or handle.flags & bounds.DIRECT:
         return
-    if not t.ahead.serves or t.gate.tenant.writes != "ahead" or handle.node is None or len(handle.node.handles) != 1:
+    if not t.ahead.serves or t.gate.tenant.writes == "through" or handle.node is None or len(handle.node.handles) != 1:
         return
     if len(t.drafts) >= MOST:
         t.drafts = {number for number in t.drafts if (other := t.handles.get(number)) is not None and other.draft is not None}

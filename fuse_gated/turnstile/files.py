@@ -9,7 +9,7 @@ from fuse_gated.gate import sandbox
 from fuse_gated.operations import Created, Data, Done, Opened, Position
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
-from fuse_gated.turnstile import ahead, gathering, holding, knowing, lazily, settling
+from fuse_gated.turnstile import ahead, gathering, holding, knowing, lazily, leasing, settling
 from fuse_gated.turnstile.attributes import shown, still_same
 from fuse_gated.turnstile.call import Call, Failure
 from fuse_gated.turnstile.desk import Desk
@@ -51,6 +51,8 @@ def open_(t: Desk, call: Call, request: operations.Open) -> None:
         ):
             # What came before the client may have opened: it answers that once more.
             return
+
+    leasing.shared(t, node)
 
     def answered(result: messages.OpenedFile) -> None:
         sandbox.check_handle(result.handle)
@@ -131,10 +133,13 @@ def create(t: Desk, call: Call, request: operations.Create) -> None:
         handle = _opened(t, call, node, path, result.handle, request.flags, generation)
         t.readahead.opened(handle, result.attributes)
         handle.silent = result.silent
+        handle.leased = min(max(result.leased, 0), lease)
         ahead.made(t, handle, result.attributes, anew=result.made)
         t.answer(call, Created(msgspec.structs.replace(entry, attributes_valid=0.0), Opened(handle.id)))
 
-    t.ask(call, messages.Create(path, _wire_flags(request.flags), request.mode & 0o7777, owner_of(t, call)), answered)
+    lease = leasing.wanted(t, request)
+    flags, mode = _wire_flags(request.flags), request.mode & 0o7777
+    t.ask(call, messages.Create(path, flags, mode, owner_of(t, call), lease), answered)
 
 
 def read(t: Desk, call: Call, request: operations.Read) -> None:

@@ -76,6 +76,8 @@ class Owing(News):
         """While the journal takes no records."""
         self.serves = False
         """Whether the client carries out requests in the order that they name."""
+        self.leases = False
+        """Whether the client leases what it creates (leasing.py)."""
         self.promised = 0
         """Bytes that are owed."""
         self.window = FIRST_WINDOW

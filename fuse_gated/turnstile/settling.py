@@ -169,7 +169,12 @@ def _blame(t: "Desk", change: Change, errno: str, *, warned: bool = False) -> No
 
 
 def _note_failure(t: "Desk", change: Change, errno: str) -> None:
-    if change.kept and t.tells_changes:
+    handle = change.handle
+    if change.kept and (handle is None or t.handles.get(handle.id) is not handle):
+        # It was leased (leasing.py), or its caller did not wait for close(2).
+        detail = "the client could not write it, and the file was closed by then"
+        note(t, "writes-lost", change, errno, change.row.size, 1, detail)
+    elif change.kept and t.tells_changes:
         detail = "it was answered before; the next write, fsync and close tell"
         note(t, "failed", change, errno, change.row.size, None, detail)
 

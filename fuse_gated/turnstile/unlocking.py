@@ -99,7 +99,7 @@ def gives_up(t: "Desk", call: Call, handle: Handle, request: operations.Setlk) -
         return False
     if t.ahead.halted or t.outage is not None or call.before or call.interrupted or t.session.known(call.id) is not None:
         return False
-    if tenant.writes != "ahead" or tenant.cache.mode == "strict" or len(t.unlocks) >= MOST or t.session.would_wait(0):
+    if tenant.writes == "through" or tenant.cache.mode == "strict" or len(t.unlocks) >= MOST or t.session.would_wait(0):
         return False
     if request.type != _UNLOCK and not (
         request.type == _READ and t.handles.locks.excludes_others(handle.place, request.owner, request.start, request.end)

@@ -16,18 +16,16 @@ MAX_MESSAGE: Final = 4 * 2**20
 """Bytes in one message, either way; a longer one closes the connection with 1009."""
 MAX_DATA: Final = 2**20
 """Bytes of file data in one READ or WRITE."""
-
 MAX_GATHERED: Final = 1024
 """Paths in one GATHER or UNWATCH."""
-
 WATCHES: Final = "watches"
 """The capability of a client that serves GATHER and UNWATCH, and tells of changes."""
-
 MAX_AFTER: Final = 64
 """Requests that one request may be told to wait for."""
-
 AFTER: Final = "after"
 """The capability of a client that begins a request only when those have ended that its `after` names."""
+LEASES: Final = "leases"
+"""The capability of a client that leases what it creates (Create.lease), and says so when somebody wants it (Broken)."""
 
 Target = bytes | int
 
@@ -137,8 +135,15 @@ class Notice(Frame, frozen=True, gc=False, tag="notice"):
     overflow: bool = False
 
 
+class Broken(Frame, frozen=True, gc=False, tag="broken"):
+    """Somebody wants to open the file that is leased for this handle (fcntl(2), F_SETLEASE), or it was leased for long enough: the
+    server is to answer with UNLEASE, behind what it owes."""
+
+    handle: int
+
+
 FromServer = Welcome | Asked | Cancel
-FromClient = Hello | Replied | Notice
+FromClient = Hello | Replied | Notice | Broken
 
 
 class Owner(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -222,10 +227,13 @@ class Open(Arguments, frozen=True, gc=False):
 
 
 class Create(Arguments, frozen=True, gc=False):
+    """`lease`: bytes that the server wants to write and close without waiting for them."""
+
     path: bytes
     flags: int
     mode: int
     owner: Owner | None = None
+    lease: int = 0
 
 
 class Read(Arguments, frozen=True, gc=False):
@@ -254,6 +262,10 @@ class Flush(Arguments, frozen=True, gc=False):
 
 
 class Release(Arguments, frozen=True, gc=False):
+    handle: int
+
+
+class Unlease(Arguments, frozen=True, gc=False):
     handle: int
 
 
@@ -391,12 +403,14 @@ class Setlk(Arguments, frozen=True, gc=False):
 
 
 class OpenedFile(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """`silent`: close(2) of it has no error to tell, so that it need not be asked for one. `made`: it was not there before."""
+    """`silent`: close(2) of it has no error to tell, so that it need not be asked for one. `made`: it was not there before.
+    `leased`: nobody else on the client can open it, and there is room for so many bytes from its beginning on."""
 
     handle: int
     attributes: Attributes
     silent: bool = False
     made: bool = False
+    leased: int = 0
 
 
 class ListedEntry(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from fuse_gated.errors import ProtocolError, errno_name, errno_number
 from fuse_gated.wire import codec
-from fuse_gated.wire.messages import Arguments, Ask, Cancel, Hello, Notice, Offer, Replied
+from fuse_gated.wire.messages import Arguments, Ask, Broken, Cancel, Hello, Notice, Offer, Replied
 from fuse_gated.wire.tables import OPERATION_OF
 
 MAX_HELLO: Final = 64 * 2**10
@@ -83,6 +83,8 @@ class Session:
         """Microseconds that the client says it needed for the reply that is being taken; 0 while there is none."""
         self.on_room: Callable[[int], None] = lambda _number: None
         """Called when a request that had to wait is sent."""
+        self.on_broken: Callable[[int], None] = lambda _handle: None
+        """Called when a lease is to be given up (wire/messages.Broken), with the client's handle."""
         self.after: Callable[[Pending], tuple[int, ...]] | None = None
         """Names the requests that must have ended before this one begins; only for a client with the capability AFTER."""
         self.message_size = 0
@@ -237,6 +239,8 @@ class Session:
                 self._replied(frame)
             elif type(frame) is Notice:
                 self._noticed(frame)
+            elif type(frame) is Broken:
+                self.on_broken(frame.handle)
             else:
                 raise ProtocolError("a second hello")
 

@@ -439,7 +439,7 @@ def test_that_not_all_can_be_watched_is_said_once(
 ) -> None:
     export = Export(directory)
     destination = Destination(uri=parse_server("ws://localhost:1"), token="t", name="n")
-    session = fuse_gate._Session(export, destination, Persistence(), as_json=True)
+    session = fuse_gate._Session(Loop(), export, destination, Persistence(), as_json=True)
     assert export.watches is not None
     export.watches.most = 0
     for _ in range(2):

@@ -1,0 +1,91 @@
+"""Files that are leased on the client while they are made (fcntl(2), F_SETLEASE): close(2) of them need not wait.
+
+Who opens a file on the client after it was closed on the server is to find all that was written before. Where the client holds a
+write lease on it, whoever wants to open it there waits until that is given up, and so nobody can tell whether close(2) has
+waited. The client has set room aside for what may be closed so, and nothing else that close(2) would tell of can happen to a
+local filesystem but a broken disk. Then the audit says so (settling.py).
+
+The lease ends with RELEASE, which comes behind all that was written (ordering.py). It ends before that when somebody wants the
+file: the client says so, we answer behind what is owed by then, and wait at close(2) from there on. A process that goes on with
+the session knows of no leases, and the client gives up all with the connection.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from fuse_gated import operations
+from fuse_gated.tree.handles import Handle
+from fuse_gated.tree.inodes import Node
+from fuse_gated.turnstile import bounds
+from fuse_gated.turnstile.owing import key_of
+from fuse_gated.wire import messages
+
+if TYPE_CHECKING:
+    from fuse_gated.turnstile.desk import Desk
+
+ROOM: Final = 2**16
+"""Bytes of a file that may be closed without waiting: most files that are made in great number are smaller."""
+_ACCMODE: Final = 0o3
+_SYNC: Final = 0o4010000
+"""O_SYNC and O_DSYNC of open(2): each write waits anyway."""
+
+
+def begin(t: "Desk") -> None:
+    """The client can lease what it creates."""
+    t.ahead.leases = True
+    t.session.on_broken = partial(broken, t)
+
+
+def wanted(t: "Desk", request: operations.Create) -> int:
+    """How much room the client is asked for with the lease; 0: none is wanted."""
+    ahead, tenant = t.ahead, t.gate.tenant
+    if not (ahead.leases and ahead.serves and ahead.room) or ahead.halted or isinstance(request.parent, bytes):
+        return 0
+    if tenant.writes != "ahead" or tenant.cache.mode == "strict":
+        return 0
+    return ROOM if request.flags & _ACCMODE and not request.flags & (_SYNC | bounds.DIRECT) else 0
+
+
+def covers(t: "Desk", handle: Handle) -> bool:
+    """Whether close(2) of it is as good now as when the client has everything."""
+    key = key_of(handle)
+    if not handle.leased or handle.failed or key is None or t.outage is not None or t.gate.tenant.writes != "ahead":
+        return False
+    for change in t.ahead.of(key):
+        arguments = change.arguments
+        if not change.kept or change.doomed or change.short:
+            return False
+        if isinstance(arguments, messages.Write) and (
+            arguments.append or arguments.handle != handle.remote or arguments.offset + change.row.size > handle.leased
+        ):
+            return False
+    return True
+
+
+def give_up(t: "Desk", handle: Handle) -> None:
+    """Whoever waits on the client may open it, once it has what was written."""
+    if handle.leased:
+        handle.leased = 0
+        t.ask_aside(messages.Unlease(handle.remote))
+
+
+def shared(t: "Desk", node: Node | None) -> None:
+    """The file is about to be opened again, or changed by its name: that would wait for the lease."""
+    if node is not None and t.ahead.leases:
+        for name in (node, *filter(None, map(t.inodes.get, t.siblings(node)))):
+            for number in name.handles:
+                give_up(t, t.handle(number))
+
+
+def broken(t: "Desk", remote: int) -> None:
+    """The client says that somebody wants it. Once it is closed here, RELEASE is on its way."""
+    for handle in t.handles:
+        if handle.remote == remote:
+            give_up(t, handle)
+            return
+
+
+def leave(t: "Desk") -> None:
+    """The connection is lost, and with it the client gives up all leases."""
+    for handle in t.handles:
+        handle.leased = 0

@@ -76,7 +76,7 @@ def seeds() -> dict[str, list[bytes]]:
     replies = [
         codec.encode(wire.Reply(2, None, _FILE)),
         codec.encode(wire.Reply(4, "ENOENT")),
-        codec.encode(wire.Notice((b"f",))),
+        codec.encode(wire.Notice((b"f",)), wire.Broken(1)),
         codec.encode(wire.Notice((b"f", b"d", b"d"), (_FILE, None, _FILE)), wire.Notice((), (), True)),
     ]
     asks = [codec.encode(wire.Ask(n, OPERATION_OF[type(a)], a)) for n, a in enumerate(_ASKS, 1)]

@@ -19,6 +19,8 @@ FRAMES = [
     (Reply(2, None, 5), ["reply", 2, None, 5, 0]),
     (Reply(2, "EACCES"), ["reply", 2, "EACCES", None, 0]),
     (Notice((b"a/b",)), ["notice", [b"a/b"], [], False]),
+    (messages.Broken(7), ["broken", 7]),
+    (Ask(2, "create", messages.Create(b"f", 2, 0o644, None, 9)), ["ask", 2, "create", [b"f", 2, 0o644, None, 9], []]),
 ]  # fmt: skip
 
 

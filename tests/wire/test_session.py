@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fuse_gated.errors import ProtocolError
 from fuse_gated.wire import codec
-from fuse_gated.wire.messages import Ask, Hello, Notice, Offer, Read, Reply, Setlk, Unlink
+from fuse_gated.wire.messages import Ask, Broken, Hello, Notice, Offer, Read, Reply, Setlk, Unlink
 from fuse_gated.wire.session import MAX_HELLO, Pending, Session, read_hello
 
 
@@ -200,6 +200,14 @@ def test_notices_and_replies_are_taken_in_their_order(peer):
     peer.ask(2)
     peer.reply(Notice((b"a",)), Reply(2, None), Notice((b"b", b"c")))
     assert peer.heard == [(b"a",), (2, None), (b"b", b"c")]
+
+
+def test_a_lease_that_is_wanted_is_told(peer):
+    peer.ask(2)
+    peer.reply(Broken(1))  # Nobody has said yet what is to become of that.
+    peer.session.on_broken = peer.heard.append
+    peer.reply(Broken(7), Reply(2, None), Broken(8))
+    assert peer.heard == [7, (2, None), 8]
 
 
 # Giving up.

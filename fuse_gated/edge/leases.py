@@ -174,6 +174,8 @@ class Leases:
             self._timer.cancel()
         with self._changing:
             self._watched = bool(self._leased)
+            if not self._watched:
+                self._free_room()
         self._timer = self._loop.after(HELD, self._look) if self._watched else None
 
 

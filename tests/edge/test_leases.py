@@ -136,6 +136,8 @@ def test_nothing_is_due_once_all_are_given_up(client: Client, monkeypatch: pytes
     client.export.perform(wire.Release(made.handle))
     client.turn_until(lambda: client.leases._timer is None)
     assert client.broken == []
+    assert client.leases._room is None, "what was set aside is given back"
+    assert client.create("another").leased == ROOM
 
 
 def test_all_of_them_at_once(client: Client) -> None:

@@ -30,6 +30,8 @@ LONGEST_GRACE: Final = 7 * 24 * 3600.0
 """For which a server may have this client keep files open and locked: what a policy may say at most."""
 _LONGEST_SECRET: Final = 1024
 _GOODBYE: Final = "goodbye"
+_ARRIVAL: Final = 2.0
+"""Seconds in which what programs on the server have closed is to arrive when the client leaves."""
 _ENDING_TIMEOUT: Final = 2.0
 _VIOLATION: Final = 1008
 
@@ -114,6 +116,8 @@ class Client:
         self._holding_timer: Timer | None = None
         self._failure: GateError | None = None
         self._leaving = False
+        self._parted = False
+        """Whether the server has been told."""
 
     def run(self) -> None:
         """Serve until the session ends, over as many connections as it takes. Returns after a goodbye.
@@ -136,7 +140,19 @@ class Client:
         if self.state in (State.CLOSED, State.FAILED):
             return
         again, self._leaving = self._leaving, True
-        if self._connection is None or again or not self._connection.close(1000, _GOODBYE):
+        leases = self._export.leases
+        if leases is not None and not again and self._connection is not None and leases.retire(self._say_goodbye):
+            self._loop.after(_ARRIVAL, self._say_goodbye)
+        elif again:
+            self._end("left", None)
+        else:
+            self._say_goodbye()
+
+    def _say_goodbye(self) -> None:
+        if self.state in (State.CLOSED, State.FAILED) or self._parted:
+            return
+        self._parted = True
+        if self._connection is None or not self._connection.close(1000, _GOODBYE):
             self._end("left", None)
 
     # Connecting.

@@ -56,6 +56,8 @@ class Leases:
         """How many are left."""
         self._changing = threading.RLock()
         self._none_before = 0.0
+        self._at_end: Callable[[], None] | None = None
+        """What is to be done when none is held any more; nothing is leased by then."""
         self._timer: Timer | None = None
         self._watched = False
         """Whether somebody looks when they have been held for long enough."""
@@ -70,6 +72,8 @@ class Leases:
         if wanted <= 0 or not file.local or len(self._leased) >= MOST or self._loop.now < self._none_before:
             return 0
         with self._changing:
+            if self._at_end is not None:
+                return 0
             try:
                 if not self._has_room(file, root):
                     return 0
@@ -98,6 +102,8 @@ class Leases:
             file, _since = self._leased.pop(handle, (None, 0.0))
             if file is not None:
                 file.leased = False
+                if self._at_end is not None and not self._leased:
+                    self._loop.from_thread(self._at_end)
                 with contextlib.suppress(OSError):
                     fcntl.fcntl(file.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
@@ -108,6 +114,16 @@ class Leases:
                 if file.key == (device, inode):
                     self.give_up(handle)
                     self._loop.from_thread(partial(self.broken, handle))
+
+    def retire(self, then: Callable[[], None]) -> bool:
+        """Lease nothing any more, and offer back what is leased. `then` is called on the loop once all of it was given up: the
+        server's programs have closed nothing by then that is still on its way. False if nothing was."""
+        with self._changing:
+            if not self._leased:
+                return False
+            self._at_end = then
+        self._look(offer_all=True)
+        return True
 
     def give_up_all(self) -> None:
         for handle in list(self._leased):
@@ -159,7 +175,7 @@ class Leases:
                 raise
         return self._room is not None and self._room[1] == file.key[0]
 
-    def _look(self) -> None:
+    def _look(self, *, offer_all: bool = False) -> None:
         """Somebody wants one of them, or one may have been held for long enough."""
         now = self._loop.now
         for handle, (file, since) in list(self._leased.items()):
@@ -167,7 +183,7 @@ class Leases:
             if offered is not None:
                 if now - offered >= PATIENCE:
                     self.give_up(handle)
-            elif now - since >= HELD or _is_wanted(file):
+            elif offer_all or now - since >= HELD or _is_wanted(file):
                 self._offered[handle] = now
                 self.broken(handle)
         if self._timer is not None:

@@ -286,3 +286,18 @@ def test_a_file_that_was_closed_just_now_is_wanted_by_nobody(root: Path) -> None
     file = OpenFile(fd, (0, 0), readable=True, writable=True, synchronous=False, local=True)
     os.close(fd)
     assert not module._is_wanted(file)
+
+
+def test_who_leaves_waits_for_what_is_leased(client: Client) -> None:
+    ended: list[int] = []
+    assert not client.leases.retire(lambda: ended.append(0)), "there is nothing to wait for"
+    made, other = client.create("file"), client.create("other")
+    assert client.leases.retire(lambda: ended.append(1))
+    assert client.broken == [made.handle, other.handle]
+    assert client.create("late").leased == 0
+    client.export.perform(wire.Release(made.handle))
+    client.loop.turn()
+    assert ended == []
+    client.export.perform(wire.Unlease(other.handle))
+    client.turn_until(lambda: ended)
+    assert ended == [1]

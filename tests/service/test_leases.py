@@ -213,3 +213,33 @@ def test_nobody_is_held_up_by_a_file_that_stays_open(stage: Stage) -> None:
         until(opens, "it can be opened")
         file.write(b"line\n")
     assert (here.export / "log").read_bytes() == b"line\n" * 2
+
+
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_what_was_closed_arrives_before_either_leaves_in_order(stage: Stage, who: str) -> None:
+    with session(stage) as here:
+        here.proxy.delay(0.1, FOREVER)
+        for number in range(5):
+            with (here.mount / f"file{number}").open("xb") as file:
+                file.write(b"%d" % number * 1000)
+        program = here.client.program if who == "client" else here.server.program
+        program.process.send_signal(signal.SIGTERM)
+        assert program.wait() == 0
+        for number in range(5):
+            path = here.export / f"file{number}"
+            until(lambda path=path: path.stat().st_size == 1000, "it arrives")
+
+
+def test_who_is_told_twice_to_leave_leaves_at_once(stage: Stage) -> None:
+    with session(stage) as here:
+        here.make("file")
+        for _ in range(2):
+            here.client.program.process.send_signal(signal.SIGTERM)
+        assert here.client.program.wait() == 0
+
+
+def test_nobody_waits_long_for_a_server_that_does_not_answer(stage: Stage) -> None:
+    with session(stage) as here:
+        here.make("file")
+        here.client.program.process.send_signal(signal.SIGTERM)
+        assert here.client.program.wait() == 0

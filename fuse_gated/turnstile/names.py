@@ -234,7 +234,8 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
 
     def answered(_result: None) -> None:
         t.cache.renames(new_path)
-        if exchange:
+        if exchange or _may_be_one_file(t, (moved, path), (child_of(t, request.new_parent, request.new_name), new_path)):
+            # Of two names of one file both stay (rename(2)).
             t.cache.renames(path)
         else:
             t.cache.changed(path, None, since)
@@ -271,6 +272,13 @@ def rename(t: Desk, call: Call, request: operations.Rename) -> None:
         go_on()
     else:
         lazily.before_it_goes(t, call, replaced, new_path, go_on)
+
+
+def _may_be_one_file(t: Desk, *named: tuple[Node | None, bytes]) -> bool:
+    """Whether both names may be one file's: as far as is known, or because the first has more names somewhere."""
+    node = named[0][0]
+    one, other = (node.identity if node is not None else t.by_path.identity(path) for node, path in named)
+    return one is not None and (one == other or (node is not None and bool(t.siblings(node))))
 
 
 def child_of(t: Desk, parent: operations.Node, name: bytes) -> Node | None:

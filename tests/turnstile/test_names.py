@@ -1,7 +1,8 @@
 """turnstile/names.py: lookup, making, removing, renaming, linking, and where links lead."""
 
+import msgspec
 import pytest
-from harness.sansio import CALLER, DIRECTORY, EVERYTHING, FIFO, LINK, REGULAR, ROOT, Errno, Mount, attributes
+from harness.sansio import CALLER, DIRECTORY, EVERYTHING, FIFO, LINK, REGULAR, ROOT, Errno, Mount, Tree, attributes
 
 from fuse_gated import operations as op
 from fuse_gated.errors import errno_name
@@ -425,3 +426,30 @@ def test_a_link_grants_nothing_that_the_old_name_denies():
     node = mount.lookup(b"secret")
     assert failed(mount.do(op.Link(node, ROOT, b"open"))) == "EXDEV"
     assert (mount.records[-1].path, mount.records[-1].new_path) == (b"secret", b"open")
+
+
+class Linked(Tree):
+    """`a` and `b` are one file, `c` is another."""
+
+    def attributes(self, path):
+        found = super().attributes(path)
+        if found is None or path not in (b"a", b"b"):
+            return found
+        return msgspec.structs.replace(found, inode=77, nlink=2)
+
+
+@pytest.mark.parametrize(("name", "new_name", "asked"), [(b"a", b"b", True), (b"a", b"c", True), (b"c", b"a", False)])
+def test_a_name_that_may_still_be_there_is_asked_for(name, new_name, asked):
+    """Of two names of one file both stay (rename(2)); and which of its names a file has lost only the client knows."""
+    mount, tree = Mount(watches=True), Linked({b"a": b"x", b"b": b"x", b"c": b"y"})
+    mount.known(tree)
+    for each in (b"a", b"b", b"c"):
+        mount.see(tree, op.Lookup(ROOT, each))
+    assert rename(mount, name, new_name, 0, None) == op.Done()
+    mount.clear()
+    number = mount.ask(op.Lookup(ROOT, name))
+    assert bool(mount.sent) is asked
+    if not asked:
+        entry = mount.answer(number)
+        assert isinstance(entry, op.Entry)
+        assert entry.node == 0, "it is known to be gone"

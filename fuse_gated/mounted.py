@@ -344,6 +344,10 @@ class Mounted:
 
     # The end.
 
+    def hangs_up(self) -> None:
+        """The connection is about to go, and with it what the client grants for as long as it is there."""
+        leasing.leave(self.serving.turnstile)
+
     def yield_up(self) -> None:
         """Read no more, and leave everything to a successor. Nothing of it is ended."""
         if self.yielded:

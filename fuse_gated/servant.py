@@ -179,6 +179,7 @@ class Servant:
         if self.ending or self.mounted is None:
             return
         self.ending = True
+        self.mounted.hangs_up()
         self.hang_up(CLOSE_RESTART, "the server is being restarted")
         self._yield_when_idle(self.loop.now + LAST_WORDS)
 

@@ -55,7 +55,7 @@ class _Policy:
             "limits": values.structure(Limits, "limits", _LIMITS),
             "outage": values.structure(Outage, "outage", _OUTAGE),
             "cache": values.structure(Cache, "cache", _CACHE),
-            "writes": values.one_of("ahead", "until-close", "through"),
+            "writes": values.one_of("ahead", "leased", "through"),
             "local": values.structure(Local, "local", _LOCAL, required=("size",)),
             "audit": values.one_of("denials", "writes", "opens", "everything"),
         }

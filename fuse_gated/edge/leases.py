@@ -62,6 +62,7 @@ class Leases:
         self._watched = False
         """Whether somebody looks when they have been held for long enough."""
         signal.signal(signal.SIGIO, lambda *_: loop.from_thread(self._look))
+        signal.siginterrupt(signal.SIGIO, False)  # Not everything that os calls is tried again by itself.
 
     def __len__(self) -> int:
         return len(self._leased)
@@ -69,10 +70,10 @@ class Leases:
     def take(self, handle: int, file: OpenFile, wanted: int, root: int) -> int:
         """Lease a file that was just created, and is `handle`. For how many bytes there is room; 0: it is not leased.
         `root` is the export's directory, an O_PATH descriptor."""
-        if wanted <= 0 or not file.local or len(self._leased) >= MOST or self._loop.now < self._none_before:
+        if wanted <= 0 or not file.local or self._loop.now < self._none_before:
             return 0
         with self._changing:
-            if self._at_end is not None:
+            if self._at_end is not None or len(self._leased) >= MOST:
                 return 0
             try:
                 if not self._has_room(file, root):
@@ -130,7 +131,7 @@ class Leases:
             self.give_up(handle)
 
     def makes_room(self, error: OSError, handle: int) -> bool:
-        """Whether a write that failed with this may be tried again: there is more room now. For a while nothing more is leased."""
+        """Whether a write that failed with this may be tried again: there is more room. For a while nothing more is leased."""
         if error.errno not in _FULL:
             return False
         with self._changing:
@@ -141,7 +142,8 @@ class Leases:
                 return False
             self._redeemed.add(handle)
             self._parts -= 1
-            os.ftruncate(self._room[0], self._parts * ROOM)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._room[0], self._parts * ROOM)
             return True
 
     def close(self) -> None:
@@ -191,6 +193,7 @@ class Leases:
         with self._changing:
             self._watched = bool(self._leased)
             if not self._watched:
+                self._offered.clear()
                 self._free_room()
         self._timer = self._loop.after(HELD, self._look) if self._watched else None
 

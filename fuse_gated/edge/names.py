@@ -44,14 +44,21 @@ class Names:
             return attributes(self._beneath.status(target))
         return attributes(os.fstat(self._handles.either(target).fd))
 
-    def setattr(self, arguments: wire.Setattr) -> Attributes:
+    def setattr_quickly(self, arguments: wire.Setattr) -> Attributes | None:
+        """None, and nothing was done, if another process holds a lease on a file that is to be cut by its name."""
+        try:
+            return self.setattr(arguments, os.O_NONBLOCK)
+        except BlockingIOError:
+            return None
+
+    def setattr(self, arguments: wire.Setattr, extra: int = 0) -> Attributes:
         """In an order in which nothing undoes what came before: the size changes times, a new owner clears setuid."""
         self._precautions.refuse_changes()
         uid, gid = _checked_id(arguments.uid), _checked_id(arguments.gid)
         with self.node(arguments.target) as fd:
             path = syscalls.proc_path(fd)
             if arguments.size is not None:
-                self._truncate(arguments.target, fd, path, arguments.size)
+                self._truncate(arguments.target, fd, path, arguments.size, extra)
             if uid != -1 or gid != -1:
                 os.chown(path, uid, gid)
             if arguments.clear_setid:
@@ -205,7 +212,7 @@ class Names:
                 (os.rmdir if stat.S_ISDIR(mode) else os.unlink)(name, dir_fd=directory)
             raise
 
-    def _truncate(self, target: wire.Target, fd: int, path: bytes, size: int) -> None:
+    def _truncate(self, target: wire.Target, fd: int, path: bytes, size: int, extra: int) -> None:
         if not 0 <= size <= _MAX_SIZE:
             raise OSError(errno.EINVAL, f"a size of {size}")
         status = os.fstat(fd)
@@ -221,7 +228,12 @@ class Names:
         else:
             if self._leases:
                 self._leases.give_way(status.st_dev, status.st_ino)
-            os.truncate(path, size)
+            # Not truncate(2), which cannot be told not to wait for a lease.
+            writable = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY | extra)
+            try:
+                os.ftruncate(writable, size)
+            finally:
+                os.close(writable)
 
 
 def _checked_id(number: int | None) -> int:

@@ -71,7 +71,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     outage: Outage = Outage()
     cache: Cache = Cache()
-    writes: str = "ahead"  # ahead | until-close | through
+    writes: str = "ahead"  # ahead | leased | through
     local: Local | None = None
     audit: str = "writes"  # denials | writes | opens | everything
     place: str = ""

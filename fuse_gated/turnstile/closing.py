@@ -55,6 +55,7 @@ def release(t: Desk, call: Call, request: operations.Release) -> None:
     if handle.node is None:
         t.by_path.released(handle.path, t.now)
     tell_closed(t, handle)
+    leasing.closed(t, handle)
     t.give_back(handle, owners)
     t.answer(call, Done(), kept=False)
 

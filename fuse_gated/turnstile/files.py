@@ -128,12 +128,14 @@ def create(t: Desk, call: Call, request: operations.Create) -> None:
             # Something else has the name by now. The kernel would drop the handle without a RELEASE; so it looks again.
             t.close(result.handle)
             raise Failure("ESTALE")
+        if result.made:
+            t.ahead.failed.pop(identity_of(result.attributes), None)
         entry = entry_of(t, request.parent, request.name, path, result.attributes)
         node = t.inodes.get(entry.node) if not isinstance(request.parent, bytes) else None
         handle = _opened(t, call, node, path, result.handle, request.flags, generation)
         t.readahead.opened(handle, result.attributes)
         handle.silent = result.silent
-        handle.leased = min(max(result.leased, 0), lease)
+        leasing.granted(t, handle, min(result.leased, lease))
         ahead.made(t, handle, result.attributes, anew=result.made)
         t.answer(call, Created(msgspec.structs.replace(entry, attributes_valid=0.0), Opened(handle.id)))
 
@@ -251,6 +253,7 @@ def _opened(t: Desk, call: Call, node: Node | None, path: bytes, remote: int | N
     handle.opened_at = t.now
     caller = call.caller
     handle.uid, handle.pid = caller.uid, caller.pid
+    leasing.opened(t, handle)
     return handle
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from fuse_gated import operations
 from fuse_gated.tree.handles import Handle
-from fuse_gated.tree.inodes import Node
+from fuse_gated.tree.inodes import Identity, Node
 from fuse_gated.turnstile import bounds
 from fuse_gated.turnstile.owing import key_of
 from fuse_gated.wire import messages
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 ROOM: Final = 2**16
 """Bytes of a file that may be closed without waiting: most files that are made in great number are smaller."""
+AT_ONCE: Final = 2**17
+"""Bytes that may be owed, of all files, where close(2) does not wait: so that they arrive soon after it, also on a slow line."""
+MOST: Final = 64
+"""Files at once."""
+_MOST_FAILED: Final = 1024
 _ACCMODE: Final = 0o3
 _SYNC: Final = 0o4010000
 """O_SYNC and O_DSYNC of open(2): each write waits anyway."""
@@ -41,7 +46,7 @@ def wanted(t: "Desk", request: operations.Create) -> int:
     ahead, tenant = t.ahead, t.gate.tenant
     if not (ahead.leases and ahead.serves and ahead.room) or ahead.halted or isinstance(request.parent, bytes):
         return 0
-    if tenant.writes != "ahead" or tenant.cache.mode == "strict":
+    if tenant.writes != "leased" or tenant.cache.mode == "strict" or len(ahead.leased) >= MOST:
         return 0
     return ROOM if request.flags & _ACCMODE and not request.flags & (_SYNC | bounds.DIRECT) else 0
 
@@ -49,7 +54,9 @@ def wanted(t: "Desk", request: operations.Create) -> int:
 def covers(t: "Desk", handle: Handle) -> bool:
     """Whether close(2) of it is as good now as when the client has everything."""
     key = key_of(handle)
-    if not handle.leased or handle.failed or key is None or t.outage is not None or t.gate.tenant.writes != "ahead":
+    if not handle.leased or handle.failed or key is None or t.outage is not None or t.gate.tenant.writes != "leased":
+        return False
+    if t.ahead.promised > AT_ONCE:
         return False
     for change in t.ahead.of(key):
         arguments = change.arguments
@@ -62,11 +69,25 @@ def covers(t: "Desk", handle: Handle) -> bool:
     return True
 
 
+def granted(t: "Desk", handle: Handle, room: int) -> None:
+    """The client leases it, and has room for so many bytes."""
+    if room > 0:
+        handle.leased = room
+        t.ahead.leased[handle.remote] = handle
+
+
 def give_up(t: "Desk", handle: Handle) -> None:
     """Whoever waits on the client may open it, once it has what was written."""
     if handle.leased:
-        handle.leased = 0
+        closed(t, handle)
         t.ask_aside(messages.Unlease(handle.remote))
+
+
+def closed(t: "Desk", handle: Handle) -> None:
+    """It is leased no more, or will not be once the client closes it."""
+    if handle.leased:
+        handle.leased = 0
+        del t.ahead.leased[handle.remote]
 
 
 def shared(t: "Desk", node: Node | None) -> None:
@@ -79,13 +100,28 @@ def shared(t: "Desk", node: Node | None) -> None:
 
 def broken(t: "Desk", remote: int) -> None:
     """The client says that somebody wants it. Once it is closed here, RELEASE is on its way."""
-    for handle in t.handles:
-        if handle.remote == remote:
-            give_up(t, handle)
-            return
+    if remote in t.ahead.leased:
+        give_up(t, t.ahead.leased[remote])
 
 
 def leave(t: "Desk") -> None:
     """The connection is lost, and with it the client gives up all leases."""
-    for handle in t.handles:
-        handle.leased = 0
+    for handle in list(t.ahead.leased.values()):
+        closed(t, handle)
+
+
+# What was closed, and the client could not write.
+
+
+def lost(t: "Desk", file: Identity, errno: str) -> None:
+    """Its writer has closed it. Who opens it next hears of it, as on Linux (errseq_t)."""
+    if len(t.ahead.failed) >= _MOST_FAILED:
+        t.ahead.failed.pop(next(iter(t.ahead.failed)))
+    t.ahead.failed[file] = errno
+
+
+def opened(t: "Desk", handle: Handle) -> None:
+    """fsync(2) and close(2) of this one tell what was lost."""
+    key = key_of(handle)
+    if t.ahead.failed and key in t.ahead.failed and handle.flags & _ACCMODE:
+        handle.failed = t.ahead.failed.pop(key)

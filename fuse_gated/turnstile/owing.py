@@ -78,6 +78,10 @@ class Owing(News):
         """Whether the client carries out requests in the order that they name."""
         self.leases = False
         """Whether the client leases what it creates (leasing.py)."""
+        self.leased: dict[int, Handle] = {}
+        """What is leased, by the client's handle."""
+        self.failed: dict[Identity, str] = {}
+        """Errors of changes to files that were closed by then, for who opens them next."""
         self.promised = 0
         """Bytes that are owed."""
         self.window = FIRST_WINDOW

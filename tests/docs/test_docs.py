@@ -74,7 +74,7 @@ def test_the_limits_are_the_codec_s(protocol: Any, tables_of: Tables) -> None:
 
 def test_the_frames_are_those_there_are(protocol: Any, tables_of: Tables) -> None:
     rows = tables_of(protocol.section("## Frames"))[0]
-    kinds = (messages.Hello, messages.Welcome, messages.Ask, messages.Cancel, messages.Reply, messages.Notice)
+    kinds = (messages.Hello, messages.Welcome, messages.Ask, messages.Cancel, messages.Reply, messages.Notice, messages.Broken)
     assert [code(row[0])[0] for row in rows] == [kind.__struct_config__.tag for kind in kinds]
     for kind in kinds:
         tag = kind.__struct_config__.tag
@@ -137,7 +137,7 @@ SHOWN_RESULTS: dict[Any, str] = {
     tuple[bytes, ...]: "[bytes]",
     tuple[messages.Gathered, ...]: "[gathered]",
     Filesystem: "an array of eight ints",
-    messages.OpenedFile: "`[handle, attributes, silent, made]`",
+    messages.OpenedFile: "`[handle, attributes, silent, made, leased]`",
     Attributes | None: "nil or attributes",
     messages.Listed: "`[entries, end]`",
     messages.LockState: "`[type, start, end]`",
@@ -189,7 +189,7 @@ def test_every_opcode_is_in_the_table(operations: Any, tables_of: Tables) -> Non
             assert asked == "—"
             assert request.errno in answer
         told.update(name for name in code(asked) if name in ARGUMENTS)
-    assert told == set(ARGUMENTS) - {"gather", "unwatch"}  # Which the server asks for by itself.
+    assert told == set(ARGUMENTS) - {"gather", "unwatch", "unlease"}  # Which the server asks for by itself.
 
 
 def test_the_gate_s_table_speaks_of_every_operation(operations: Any, tables_of: Tables) -> None:

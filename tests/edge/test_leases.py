@@ -1,6 +1,7 @@
 """edge/leases.py: who opens a leased file waits, we hear of it, and the room that was promised is there."""
 
 import errno
+import fcntl
 import itertools
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 from harness import need
 
 from fuse_gated.edge import leases as module
-from fuse_gated.edge.files import Export
+from fuse_gated.edge.files import LATER, Export
 from fuse_gated.edge.handles import OpenFile
 from fuse_gated.edge.leases import MOST, ROOM, Leases
 from fuse_gated.edge.loop import Loop
@@ -260,11 +261,11 @@ def test_other_errors_make_no_room(client: Client) -> None:
 def test_a_filesystem_without_leases_is_not_asked_again_and_again(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def fcntl(fd: int, what: int, how: int = 0) -> int:
+    def refuse(fd: int, what: int, how: int = 0) -> int:
         asked.append(what)
         raise OSError(errno.EINVAL, "no leases here")
 
-    monkeypatch.setattr(module.fcntl, "fcntl", fcntl)
+    monkeypatch.setattr(module.fcntl, "fcntl", refuse)
     assert [client.create(f"file{number}").leased for number in range(3)] == [0, 0, 0]
     assert len(asked) == 1
 
@@ -301,3 +302,29 @@ def test_who_leaves_waits_for_what_is_leased(client: Client) -> None:
     client.export.perform(wire.Unlease(other.handle))
     client.turn_until(lambda: ended)
     assert ended == [1]
+
+
+def test_locks_do_not_wait_for_ourselves_either(client: Client) -> None:
+    """A POSIX lock takes a description of its own."""
+    made = client.create("file")
+    assert client.export.attempt(wire.Setlk(made.handle, 1, 0, 9, 1)) is None
+    assert not client.leases.holds(made.handle)
+    again = client.create("again")
+    state = client.export.attempt(wire.Getlk(again.handle, 1, 0, 9, 1))
+    assert state == wire.LockState(2)
+
+
+def test_another_processs_lease_is_waited_for_on_a_thread(client: Client) -> None:
+    path = client.root / "file"
+    path.write_bytes(b"content")
+    fd = os.open(path, os.O_RDONLY)
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # Which nobody minds.
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    cut = wire.Setattr(b"file", size=0)
+    assert client.export.attempt(cut) is LATER
+    assert path.read_bytes() == b"content"
+    thread = threading.Thread(target=client.export.perform, args=(cut,))
+    thread.start()
+    os.close(fd)
+    thread.join(DEADLINE)
+    assert path.read_bytes() == b""

@@ -18,6 +18,13 @@ REMOTE = 70
 OWNER = 9
 
 
+def leasing_mount(**other: Any) -> Mount:
+    """One whose client leases what it creates."""
+    mount = Mount(**{"orders": True, "writes": "leased", **other})
+    leasing.begin(mount.t)
+    return mount
+
+
 class Made:
     """A file that was made through the mount, and what the client said to that."""
 
@@ -25,8 +32,7 @@ class Made:
         self, flags: int = O_WRONLY | O_EXCL, *, leased: int = leasing.ROOM, mount: Mount | None = None, **other: Any
     ) -> None:
         if mount is None:
-            mount = Mount(orders=True, **other)
-            leasing.begin(mount.t)
+            mount = leasing_mount(**other)
         self.mount = mount
         opened = wire.OpenedFile(REMOTE, attributes(21), silent=True, made=True, leased=leased)
         created = mount.do(op.Create(ROOT, b"new", flags, 0o644, 0), opened)
@@ -91,7 +97,7 @@ def test_times_and_mode_do_not_make_it_wait() -> None:
         (O_WRONLY | O_SYNC, {}),
         (O_WRONLY | O_DSYNC, {}),
         (O_WRONLY | O_DIRECT, {}),
-        (O_WRONLY, {"writes": "until-close"}),
+        (O_WRONLY, {"writes": "ahead"}),
         (O_WRONLY, {"writes": "through"}),
         (O_WRONLY, {"cache": Cache("strict")}),
     ],
@@ -105,16 +111,13 @@ def test_no_lease_is_asked_for_where_close_is_to_wait(flags: int, other: dict[st
 
 
 def test_nor_of_a_client_that_cannot() -> None:
-    assert Made(mount=Mount(orders=True)).asked.lease == 0
-    mount = Mount(orders=False)
-    leasing.begin(mount.t)
-    assert Made(mount=mount).asked.lease == 0, "it does not carry out in order"
+    assert Made(mount=Mount(orders=True, writes="leased")).asked.lease == 0
+    assert Made(mount=leasing_mount(orders=False)).asked.lease == 0, "it does not carry out in order"
 
 
 @pytest.mark.parametrize("why", ["halted", "no room"])
 def test_nor_while_nothing_is_answered_ahead(why: str) -> None:
-    mount = Mount(orders=True)
-    leasing.begin(mount.t)
+    mount = leasing_mount()
     if why == "halted":
         mount.t.ahead.halted = True
     else:
@@ -123,8 +126,7 @@ def test_nor_while_nothing_is_answered_ahead(why: str) -> None:
 
 
 def test_nor_by_a_driver_that_knows_names_only() -> None:
-    mount = Mount(orders=True)
-    leasing.begin(mount.t)
+    mount = leasing_mount()
     mount.ask(op.Create(b"", b"new", O_WRONLY, 0o644, 0))
     assert mount.arguments.lease == 0
 
@@ -137,6 +139,7 @@ def test_without_a_lease_close_waits(leased: int) -> None:
     assert not made.mount.answers(closing)
     made.mount.reply(number, 5)
     assert made.mount.answer(closing) == op.Done()
+    assert made.released() == wire.Release(REMOTE)
 
 
 def test_more_than_there_is_room_for_is_waited_for() -> None:
@@ -160,7 +163,7 @@ def test_what_another_handle_wrote_is_waited_for() -> None:
     assert made.mount.answer(number) == op.Count(5)
     handle = made.mount.t.handles.get(made.handle)
     assert handle is not None
-    handle.leased = leasing.ROOM
+    leasing.granted(made.mount.t, handle, leasing.ROOM)
     assert not made.is_closed_at_once()
 
 
@@ -192,6 +195,45 @@ def test_an_error_that_comes_when_it_is_closed_is_told_to_the_audit() -> None:
     assert (lost.errno, lost.bytes, lost.path) == ("EIO", 5, b"new")
     assert not records(made.mount, "failed")
     assert not made.mount.t.ahead
+    reader = made.mount.open(made.node, O_RDONLY, remote=REMOTE + 1)
+    assert made.mount.do(op.Flush(made.node, reader, OWNER)) == op.Done()
+    for expected in (True, False):
+        writer = made.mount.open(made.node, O_WRONLY, remote=REMOTE + 2 + expected)
+        assert isinstance(made.mount.do(op.Flush(made.node, writer, OWNER)), op.Failed) == expected, "the next one hears of it"
+
+
+def test_another_file_of_that_number_is_none_the_worse() -> None:
+    made = Made()
+    leasing.lost(made.mount.t, (7, 21, 0o100000), "EIO")
+    made.released()
+    assert Made(mount=made.mount).is_closed_at_once()
+
+
+def test_only_so_many_errors_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leasing, "_MOST_FAILED", 2)
+    mount = leasing_mount()
+    for number in range(4):
+        leasing.lost(mount.t, (7, number, 0o100000), "EIO")
+    assert list(mount.t.ahead.failed) == [(7, 2, 0o100000), (7, 3, 0o100000)]
+
+
+def test_only_so_many_are_leased(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leasing, "MOST", 1)
+    made = Made()
+    assert Made(mount=made.mount).asked.lease == 0
+    made.released()
+    assert not made.mount.t.ahead.leased
+
+
+def test_where_much_is_on_its_way_close_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would not be there soon: everything goes by one line."""
+    made = Made()
+    other = made.mount.open(made.mount.lookup(b"other", inode=55), O_WRONLY, remote=REMOTE + 1)
+    made.mount.ask(op.Write(3, other, 0, bytes(leasing.AT_ONCE), from_cache=False))
+    assert made.is_closed_at_once()
+    made.mount.ask(op.Write(3, other, leasing.AT_ONCE, b"x", from_cache=False))
+    made.write()
+    assert not made.is_closed_at_once()
 
 
 def test_a_part_that_was_written_is_waited_for() -> None:
@@ -214,8 +256,7 @@ def test_the_client_is_answered_behind_what_is_owed_when_somebody_wants_it() -> 
 
 
 def test_it_is_found_among_others_and_given_up_once() -> None:
-    mount = Mount(orders=True)
-    leasing.begin(mount.t)
+    mount = leasing_mount()
     mount.open(mount.lookup(b"other", inode=55), O_RDWR, remote=REMOTE - 1)
     made = Made(mount=mount)
     made.broken()
@@ -232,7 +273,7 @@ def test_it_may_have_been_released_meanwhile() -> None:
 
 
 def test_a_client_that_speaks_of_leases_that_nobody_asked_for_is_ignored() -> None:
-    made = Made(mount=Mount(orders=True))
+    made = Made(mount=Mount(orders=True, writes="leased"))
     made.broken()
     assert not made.unleased
 
@@ -274,7 +315,7 @@ def test_leases_go_with_the_connection() -> None:
 def test_a_new_policy_may_say_that_close_is_to_wait() -> None:
     made = Made()
     made.write()
-    made.mount.apply(EVERYTHING, writes="until-close")
+    made.mount.apply(EVERYTHING, writes="ahead")
     assert not made.is_closed_at_once()
 
 
@@ -288,6 +329,6 @@ def test_while_the_client_is_away_close_waits() -> None:
 
 
 def test_without_leases_nothing_is_given_up() -> None:
-    made = Made(mount=Mount(orders=True))
+    made = Made(mount=Mount(orders=True, writes="leased"))
     made.mount.open(made.node, O_RDWR, remote=REMOTE + 1)
     assert not made.unleased

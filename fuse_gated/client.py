@@ -30,7 +30,7 @@ LONGEST_GRACE: Final = 7 * 24 * 3600.0
 """For which a server may have this client keep files open and locked: what a policy may say at most."""
 _LONGEST_SECRET: Final = 1024
 _GOODBYE: Final = "goodbye"
-_ARRIVAL: Final = 2.0
+_ARRIVAL: Final = 5.0
 """Seconds in which what programs on the server have closed is to arrive when the client leaves."""
 _ENDING_TIMEOUT: Final = 2.0
 _VIOLATION: Final = 1008
@@ -182,7 +182,7 @@ class Client:
         assert self._connection is not None
         self._connection.send(codec.encode(Hello(offer)))
 
-    def on_message(self, data: bytes | bytearray) -> None:
+    def on_message(self, data: bytes | bytearray | memoryview) -> None:
         for frame in codec.decode_from_server(data):
             self._frame(frame)
 
@@ -294,7 +294,7 @@ class Client:
     def _enter(self, happened: str) -> None:
         self.state = TRANSITIONS[self.state, happened]
 
-    def _send(self, message: bytearray) -> None:
+    def _send(self, message: bytearray | codec.Parts) -> None:
         if self._connection is not None:
             self._connection.send(message)
 

@@ -21,6 +21,7 @@ from fuse_gated.edge.loop import Loop, Timer
 from fuse_gated.edge.websocket import WebSocket
 from fuse_gated.endings import Ending, Outlook, ending, refusal
 from fuse_gated.errors import PeerError, ProtocolError
+from fuse_gated.wire.codec import Parts
 from fuse_gated.wire.messages import MAX_MESSAGE, SUBPROTOCOL
 
 CONNECT_TIMEOUT: Final = 10.0
@@ -39,8 +40,8 @@ class Owner(Protocol):
     def on_upgraded(self) -> None:
         """The server is there, and takes the token."""
 
-    def on_message(self, data: bytes | bytearray) -> None:
-        """A whole message. May raise ProtocolError, which ends the connection."""
+    def on_message(self, data: bytes | bytearray | memoryview) -> None:
+        """A whole message, good until this returns. May raise ProtocolError, which ends the connection."""
 
     def on_lost(self, end: Ending) -> None:
         """It is over, once. It is not called after `abort`."""
@@ -74,9 +75,13 @@ class Connection:
         """Bytes that are to be sent and that the kernel has not taken yet."""
         return self._websocket.queued if self._websocket is not None else 0
 
-    def send(self, message: bytes | bytearray) -> None:
+    def send(self, message: bytes | bytearray | Parts) -> None:
         """Send one message, at once if there is room. It is dropped silently once the connection is closing."""
-        if self._websocket is not None:
+        if self._websocket is None:
+            return
+        if isinstance(message, tuple):
+            self._websocket.send_parts(message)
+        else:
             self._websocket.send_now(message)
 
     def welcomed(self) -> None:
@@ -180,7 +185,7 @@ class Connection:
             self._pulse = self._loop.after(self._dead_after / _PINGS, self._keep_alive)
             self._owner.on_upgraded()
 
-    def on_message(self, data: bytes | bytearray) -> None:
+    def on_message(self, data: bytes | bytearray | memoryview) -> None:
         if self._failure is not None or self._over:
             return
         try:

@@ -21,6 +21,7 @@ from typing import Final
 
 from fuse_gated import supervision, worker_process
 from fuse_gated.config.settings import Settings
+from fuse_gated.deaths import Deaths
 from fuse_gated.desk import Desk
 from fuse_gated.door import Door
 from fuse_gated.drivers import NETWORK, Drivers
@@ -44,9 +45,6 @@ PROGRAM: Final = "fuse-gated"
 _END_PATIENCE: Final = 6.0
 _LEAVE_PATIENCE: Final = 4.0
 _LOGIN_SLACK: Final = 2.0
-_LOOK_EVERY: Final = 1.0
-_LOOKS: Final = 500
-"""At processes, in a second at most: with more of them they are looked at less often."""
 
 
 class Daemon:
@@ -73,6 +71,7 @@ class Daemon:
         self._faulty = False
         self._ending = False
         self._status = 0
+        self._deaths = Deaths(self.loop, self.guests.values, self.died)
         self._journals = Journals(self.loop, settings.audit, str(parts.runtime), self.guests.values, self._give_journal)
         mounting = "kernel" if parts.mountd is not None else "libfuse"
         self.mounter = Drivers(self._mounter(), mounting, settings.drivers, str(parts.runtime))
@@ -126,7 +125,7 @@ class Daemon:
         Desk(self.loop, self._parts.control, self)
         signal.signal(signal.SIGHUP, lambda *_: self.loop.from_thread(self.reload))
         where = ", ".join(_shown(listener) for listener in self._parts.listeners)
-        self._look_for_dead()
+        self._deaths.begin()
         self._beat()
         self._tell_status()
         self._manager.ready()
@@ -272,6 +271,7 @@ class Daemon:
             received = None
         if received is None:
             self.loop.forget(guest.channel.fileno())
+            self._deaths.silent(guest)
             return
         match received[0]:
             case supervision.Arrived(address=address):
@@ -295,13 +295,6 @@ class Daemon:
                 asked, guest.asked = guest.asked, []
                 for answered in asked:
                     answered(guest.session)
-
-    def _look_for_dead(self) -> None:
-        """What a pidfd tells too late (`Guest.has_ended`)."""
-        self.loop.after(max(_LOOK_EVERY, len(self.guests) / _LOOKS), self._look_for_dead)
-        for guest in list(self.guests.values()):
-            if guest.seat is not None and not guest.dead and guest.has_ended():
-                self.died(guest)
 
     def died(self, guest: Guest, how: str = "a thread that waits in the kernel") -> None:
         """Its main thread has ended, or all of it."""

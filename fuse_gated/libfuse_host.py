@@ -51,6 +51,8 @@ class Order(msgspec.Struct, frozen=True):
 def run(channel_socket: socket.socket, requests: socket.socket, order: Order, daemon: int) -> int:
     """Mount and serve, in a process of its own that the daemon with that pid has forked; the exit status, 0 when nothing is
     left mounted. `channel_socket` leads to the daemon, `requests` to the worker."""
+    # As the session's worker (worker_process.py): its part of the processors is its own.
+    os.setsid()
     process.set_name(f"fg-{order.mount.export}")
     process.close_all_but({channel_socket.fileno(), requests.fileno()})
     with (

@@ -52,6 +52,8 @@ _SPARE_NAMES: Final = 10_000
 def run(channel_socket: socket.socket, order: Order, root: int, beside: int, daemon: int) -> int:
     """Keep the copy in `root`, in a process of its own that the daemon with that pid has forked; the exit status
     (local_orders.py)."""
+    # As a worker (worker_process.py): its part of the processors is its own.
+    os.setsid()
     process.set_name(f"fg-{order.shown.partition('/')[2]}")
     process.close_all_but({channel_socket.fileno(), root, beside})
     process.be_killed_first()

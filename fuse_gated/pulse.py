@@ -26,11 +26,11 @@ class Pulse:
         self._asked = False
         self._since = loop.now
         self._timer = loop.after(ASK_AFTER, self._look)
-        socket.on_ping = self._beat
+        socket.on_sign = self._beat
 
     def _beat(self) -> None:
         # Put off here, the timer of a session that only lives does not wake its process as well.
-        if self._loop.now - self._since >= _BEAT:
+        if self._asked or self._loop.now - self._since >= _BEAT:
             self._again(ASK_AFTER)
 
     def _look(self) -> None:

@@ -212,7 +212,7 @@ class Serving:
             self._on_violation(error)
         self.carry_out()
 
-    def on_message(self, data: bytes | bytearray) -> None:
+    def on_message(self, data: bytes | bytearray | memoryview) -> None:
         """A message from the client, after its hello."""
         try:
             self.turnstile.received(self._loop.now, data)
@@ -274,7 +274,12 @@ class Serving:
                 self._socket.send_now(message)
 
     def _send(self, effect: effects.Send) -> None:
-        self._batch.add(effect.frame)
+        frame = effect.frame
+        if type(frame) is Ask and type(frame.arguments) is Write and (message := self._batch.take_with(frame)) is not None:
+            if self._socket is not None:
+                self._socket.send_parts(message)
+            return
+        self._batch.add(frame)
         if self._batch.is_long:
             self.flush()
             return

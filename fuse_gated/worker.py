@@ -94,7 +94,7 @@ class Worker(Servant):
     def on_response(self, response: Response) -> None:
         """A server gets none."""
 
-    def on_message(self, data: bytes | bytearray) -> None:
+    def on_message(self, data: bytes | bytearray | memoryview) -> None:
         try:
             if self.mounted is not None:
                 if not self.ending:

@@ -88,6 +88,9 @@ def secured(sock: socket.socket, tls: ssl.SSLContext) -> socket.socket:
 def _begin(session: str, place: Place) -> Journal:
     # What the daemon has of all other sessions is not this one's to collect, and is not to be copied by looking at it.
     gc.freeze()
+    # A session of processes, too: the scheduler gives each its part, where it counts by those (autogroup, sched(7)). Or one that
+    # is busy would use up what all of them together are given.
+    os.setsid()
     process.take_short_turns(_TURN)
     process.set_name(f"fg-{session}")
     process.die_with_parent(place.daemon)

@@ -97,6 +97,16 @@ def test_a_client_that_only_answers_is_asked_in_time(scene):
         assert scene.heard() == PING
         scene.says(Opcode.PONG)
     assert scene.lost == []
+    assert scene.woken == 10, "the answer is not looked for as well"
+
+
+def test_a_client_that_answers_late_is_not_given_up(scene):
+    scene.pass_(pulse.DEAD_AFTER - 0.5)
+    scene.says(Opcode.PONG)
+    scene.pass_(pulse.ASK_AFTER - 1.0)
+    assert scene.lost == []
+    scene.pass_(pulse.DEAD_AFTER - pulse.ASK_AFTER + 2.0)
+    assert len(scene.lost) == 1, "but counted from then"
 
 
 def test_a_client_that_is_silent_is_given_up(scene):

@@ -51,7 +51,7 @@ class Answering:
         loop: Loop,
         export: Export,
         pool: Pool,
-        send: Callable[[bytearray], None],
+        send: Callable[[bytearray | codec.Parts], None],
         queued: Callable[[], int],
         elsewhere: Pool | None = None,
         on_shortage: Callable[[], None] = lambda: None,
@@ -185,7 +185,7 @@ class Answering:
     # What the server says.
 
     def asked(self, frame: wire.Asked) -> None:
-        """Answer a request, now or later.
+        """Answer a request, now or later. It need not be good any longer than this call: what waits is copied.
 
         Raises ProtocolError for a request that is malformed, more than the terms allow, or whose id is in flight.
         """
@@ -336,6 +336,9 @@ class Answering:
     # Answers.
 
     def _new_request(self, number: int, arguments: wire.Arguments) -> Request:
+        if isinstance(arguments, wire.Write):
+            # It waits, and the message that its data lies in is good no longer than this call.
+            arguments = msgspec.structs.replace(arguments, data=memoryview(bytes(arguments.data)))
         request = Request(number, arguments)
         request.came = self._loop.now
         return request
@@ -436,12 +439,14 @@ class Answering:
             self._send_soon()
 
     def _reply(self, reply: wire.Reply, weight: int) -> None:
-        # Encoded at once: a read's result is a view of a buffer that the next read overwrites.
-        self._batch.add(reply)
         self._answered += 1
         self._answered_bytes += weight
-        if self._batch.is_long:
-            self._flush()
+        # Sent or encoded at once: a read's result is a view of a buffer that the next read overwrites.
+        message = self._batch.take_with(reply)
+        if message is None:
+            self._batch.add(reply)
+        if message is not None or self._batch.is_long:
+            self._flush(message)
         else:
             self._send_soon()
 
@@ -450,10 +455,13 @@ class Answering:
             self._is_to_be_sent = True
             self._loop.soon(self._flush)
 
-    def _flush(self) -> None:
+    def _flush(self, last: codec.Parts | None = None) -> None:
         self._is_to_be_sent = False
         self._bytes -= self._answered_bytes
         self._answered = self._answered_bytes = 0
-        for message in self._batch.take():
+        messages: list[bytearray | codec.Parts] = [*self._batch.take()]
+        if last is not None:
+            messages.append(last)
+        for message in messages:
             if not self._stopped:
                 self._send(message)

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from typing import Final
 
 import msgspec
@@ -20,6 +21,7 @@ from fuse_gated.edge.filesystems import Filesystems
 from fuse_gated.edge.handles import Handles, OpenDirectory, OpenFile
 from fuse_gated.edge.leases import Leases
 from fuse_gated.edge.locks import Locks
+from fuse_gated.edge.memory import make_buffer
 from fuse_gated.edge.names import Names
 from fuse_gated.edge.precautions import SETID, Precautions, clear_setid
 from fuse_gated.operations import Attributes
@@ -27,7 +29,12 @@ from fuse_gated.wire import messages as wire
 
 MAX_OFFSET: Final = 2**63 - 1
 QUICK_WRITE: Final = 256 * 1024
-"""Bytes that are written into the page cache in less time than a thread takes to be woken."""
+"""Bytes that are written into the page cache in less time than a thread takes to be woken. A whole WRITE takes less than what a
+thread costs besides (its own wake-ups and the loop's), so it is written as quickly, as long as the page cache takes it."""
+_HELD_UP: Final = 0.01
+"""Seconds for a longer write: the kernel makes it wait for the disk (too many pages are dirty)."""
+_HELD_UP_FOR: Final = 1.0
+"""Seconds for which longer writes are left to threads then."""
 MOST_ENTRIES: Final = 2_000_000
 """Entries that open directories keep between them; beyond it no further one is read (ENOMEM)."""
 _COPY_AT_ONCE: Final = 128 * 2**20
@@ -59,7 +66,8 @@ class Contents:
         self._leases = leases
         self._kept_entries = 0
         self._counting = threading.Lock()
-        self._scratch = memoryview(bytearray(wire.MAX_DATA))
+        self._scratch = memoryview(make_buffer(wire.MAX_DATA))
+        self._held_up_until = 0.0
 
     def open(self, arguments: wire.Open) -> wire.OpenedFile:
         return self._open(arguments, 0)
@@ -149,11 +157,21 @@ class Contents:
             if done >= len(data):
                 return done
 
-    def write_is_quick(self, arguments: wire.Write) -> bool:
-        if arguments.data.nbytes > QUICK_WRITE:
-            return False
+    def write_quickly(self, arguments: wire.Write) -> int | None:
         file = self._handles.file(arguments.handle)
-        return file.local and not file.synchronous
+        if not file.local or file.synchronous:
+            return None
+        if arguments.data.nbytes <= QUICK_WRITE:
+            return self.write(arguments)
+        began = time.monotonic()
+        if began < self._held_up_until:
+            return None
+        try:
+            return self.write(arguments)
+        finally:
+            ended = time.monotonic()
+            if ended - began > _HELD_UP:
+                self._held_up_until = ended + _HELD_UP_FOR
 
     def flush(self, arguments: wire.Flush) -> None:
         file = self._handles.file(arguments.handle)

@@ -103,7 +103,8 @@ class Export:
             wire.Gather: gathering.gather_quickly,
             # It waits for the disk all the same: only where that is.
             wire.Fsyncdir: lambda arguments: contents.require_near(arguments.path),
-            wire.Write: lambda arguments: contents.write(arguments) if contents.write_is_quick(arguments) else None,
+            wire.Setattr: names.setattr_quickly,
+            wire.Write: contents.write_quickly,
         }
         self._is_quick: dict[type[wire.Arguments], Callable[[Any], bool]] = {
             wire.Flush: contents.flush_is_quick,
@@ -198,10 +199,15 @@ class Export:
 
     def _getlk(self, arguments: wire.Getlk) -> wire.LockState:
         file = self._handles.file(arguments.handle)
+        if file.leased and self.leases is not None:
+            self.leases.give_way(*file.key)
         return self._locks.of(file).test(file, arguments.owner, arguments.start, arguments.end, arguments.type)
 
     def _setlk(self, arguments: wire.Setlk) -> None:
         file = self._handles.file(arguments.handle)
+        if file.leased and self.leases is not None:
+            # A POSIX lock takes a description of its own (locks.py).
+            self.leases.give_way(*file.key)
         if arguments.flock:
             self._locks.of(file).flock(file, arguments.type)
         else:

@@ -9,7 +9,7 @@ import contextlib
 import select
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from websockets.exceptions import InvalidMessage
@@ -21,6 +21,7 @@ from websockets.server import ServerProtocol
 
 from fuse_gated.edge.frames import Incoming, Outgoing
 from fuse_gated.edge.loop import WRITABLE, Loop, Timer
+from fuse_gated.edge.memory import give_back_freed, keep_freed
 from fuse_gated.errors import ProtocolError
 from fuse_gated.wire.messages import MAX_MESSAGE
 
@@ -28,6 +29,11 @@ _READS_A_TURN = 8
 _CLOSE_TIMEOUT = 3.0
 _MOST_PONGS = 1000
 _WORTH_NO_COPY = 64 * 1024
+_LONG = 128 * 1024
+_RECORD = 16 * 1024
+"""Bytes that TLS gives at once of what is longer (RFC 8446, 5.1)."""
+_REST = 2.0
+"""Seconds without a long message after which none is expected any more."""
 _NO_WEBSOCKET = "this is no WebSocket"
 _OPEN = State.OPEN  # As in frames.py.
 
@@ -41,8 +47,8 @@ class Handlers(Protocol):
     def on_response(self, response: Response) -> None:
         """A client received the answer to its upgrade request; the connection is open if `protocol.state` is OPEN."""
 
-    def on_message(self, data: bytes | bytearray) -> None:
-        """A whole binary message."""
+    def on_message(self, data: bytes | bytearray | memoryview) -> None:
+        """A whole binary message. A memoryview is good until this returns: the next bytes overwrite it."""
 
     def on_closed(self, code: int, reason: str) -> None:
         """The connection is over, once: 1006 if it broke off without a close frame (RFC 6455, 7.1.5). It comes with the peer's
@@ -68,18 +74,21 @@ class WebSocket:
         self.queued = 0
         """Bytes accepted by `send` that the kernel has not taken yet."""
         self.last_heard = loop.now
-        self.on_ping: Callable[[], None] | None = None
-        """Called for each ping that came; it is answered in any case."""
+        self.on_sign: Callable[[], None] | None = None
+        """Called for each ping that came, which is answered in any case, and for the answers to ours."""
         self.bytes_received = 0
         self.bytes_sent = 0
         self._loop = loop
         self._socket = sock
         self._handlers = handlers
         self._incoming = Incoming(protocol, expected, handlers.on_message, self._deliver)
+        self._incoming.on_ping, self._incoming.on_pong = self._pinged, self._ponged
         self._outgoing = Outgoing(protocol)
         self._out: list[memoryview] = []
         self._parts: bytearray | None = None
         self._unread_pongs = 0
+        self._ponged_in = 0.0
+        """The turn, by its time, in which a ping was last answered at once."""
         self._flush_is_due = False
         self._waits_for_write = False
         self._send_eof = False
@@ -88,6 +97,8 @@ class WebSocket:
         self._told_bad_request = False
         self._told_closed = False
         self._close_timer: Timer | None = None
+        self._rest_timer: Timer | None = None
+        self._rests_at = 0.0
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
         self._handshaking = self._tls is not None
         self._preface = preface
@@ -144,6 +155,33 @@ class WebSocket:
         self._queue_message(header, body, sent)
         self._flush()
 
+    def send_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """As `send_now`, for a long message in pieces, which are not joined. What cannot leave at once is copied."""
+        if self.protocol.state is not _OPEN:
+            return
+        self._moves_much()
+        if self.protocol.writes:
+            self.send_now(b"".join(parts))
+            return
+        pieces = self._outgoing.frame_of(parts)
+        if self._out or self._tls is not None:
+            # What TLS is given leaves in records of its own.
+            self._queue(b"".join(pieces))
+            self._flush()
+            return
+        size = sum(map(len, pieces))
+        try:
+            sent = self._socket.sendmsg(pieces)
+        except OSError:
+            # As in `send_now`.
+            sent = 0
+        self.bytes_sent += sent
+        if sent == size:
+            self._unread_pongs = 0
+            return
+        self._queue(b"".join(pieces), sent)
+        self._flush()
+
     def ping(self) -> None:
         """Ask the other side for a sign of life. A thousand idle sessions do little else, so it goes past the protocol."""
         if self.protocol.state is _OPEN:
@@ -169,6 +207,9 @@ class WebSocket:
         self._over = self._incoming.over = True
         if self._close_timer is not None:
             self._close_timer.cancel()
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            give_back_freed()
         self._loop.forget(self._socket.fileno())
         if not self._peer_gone:
             with contextlib.suppress(Exception):
@@ -270,11 +311,28 @@ class WebSocket:
                 return
             self.last_heard = self._loop.now
             self.bytes_received += count
+            if count > _LONG or count == _RECORD:
+                self._moves_much()
             self._incoming.take(count)
             if self._over:
                 return
             if count < len(room) and self._tls is None:
                 return
+
+    def _moves_much(self) -> None:
+        """A long message is seldom the last one."""
+        self._rests_at = self._loop.now + _REST
+        if self._rest_timer is None:
+            keep_freed()
+            self._rest_timer = self._loop.at(self._rests_at, self._rest)
+
+    def _rest(self) -> None:
+        if self._loop.now < self._rests_at:
+            self._rest_timer = self._loop.at(self._rests_at, self._rest)
+        else:
+            self._rest_timer = None
+            self._incoming.rest()
+            give_back_freed()
 
     def _ended(self) -> None:
         self._peer_gone = True
@@ -316,7 +374,7 @@ class WebSocket:
         opcode = frame.opcode
         if opcode is Opcode.BINARY:
             if frame.fin:
-                self._handlers.on_message(frame.data)  # type: ignore[arg-type]  # received data is bytes or bytearray
+                self._handlers.on_message(frame.data)
             else:
                 # One buffer, not a list: empty fragments, of which there is no end, must cost nothing.
                 self._parts = bytearray(frame.data)
@@ -330,11 +388,36 @@ class WebSocket:
                 self._incoming.fragmented = False
                 self._handlers.on_message(parts)
         elif opcode is Opcode.PING:
-            self._unread_pongs += 1
-            if self._unread_pongs > _MOST_PONGS:
-                self._fail(1008, "too many pings whose answers were not read")
-            elif self.on_ping is not None:
-                self.on_ping()
+            self._answered()
+        elif opcode is Opcode.PONG:
+            self._ponged()
+
+    def _pinged(self) -> None:
+        pong, sent = self._outgoing.pong(), 0
+        if self._ponged_in != self._loop.now and not self._out and not self.protocol.writes and self._tls is None:
+            # The turn's only one in all likelihood, and all that an idle session does: nothing is to be gathered.
+            self._ponged_in = self._loop.now
+            with contextlib.suppress(OSError):
+                sent = self._socket.send(pong)
+            self.bytes_sent += sent
+        if sent < len(pong):
+            self._queue(pong, sent)
+            self.flush_soon()
+            self._answered()
+        elif self.on_sign is not None:
+            self.on_sign()
+
+    def _answered(self) -> None:
+        """A ping, by a pong that is on its way."""
+        self._unread_pongs += 1
+        if self._unread_pongs > _MOST_PONGS:
+            self._fail(1008, "too many pings whose answers were not read")
+        elif self.on_sign is not None:
+            self.on_sign()
+
+    def _ponged(self) -> None:
+        if self.on_sign is not None:
+            self.on_sign()
 
     def _flush(self) -> None:
         self._flush_is_due = False

@@ -18,6 +18,11 @@ IDLE: Final = 5.0
 
 READERS: Final = 4
 """Of one file, who read at different places."""
+NEAR: Final = 0.003
+"""Seconds in which a chunk comes from a client at no distance. Whoever reads as much at once has it as soon by asking for that,
+and without its having lain in memory for longer than a processor's cache holds it."""
+PROBES: Final = 16
+"""Of so many such READs one has a chunk asked for nevertheless, which tells how far away the client is by now."""
 QUEUES: Final = 0.005
 """Seconds by which an answer may be late without having queued."""
 DIRECT: Final = 0o240000

@@ -3,7 +3,8 @@
 The kernel reads ahead by itself, but never further than one or two READs: over a long line the line is idle most of the time. So
 who has read on where the last READ ended is followed, and the client is asked for what comes next in chunks, as far ahead as the
 line asks for: the window doubles when a READ has to wait for a chunk although chunks take no longer than they must (when they do,
-they only queue), and begins anew when chunks were asked for in vain.
+they only queue), and begins anew when chunks were asked for in vain. Over no distance, whoever reads in long pieces is asked for
+as it comes.
 
 A READ is answered from chunks only with what the client could have answered it with. Where the client watches the file, a chunk
 holds until it tells of a change; elsewhere for a second, as what the kernel itself has read ahead. Every change through the mount
@@ -107,6 +108,7 @@ class Readahead:
                 self._drop(t, oldest)
         reader.handle = handle
         reader.touched = t.now
+        reader.whole = size >= CHUNK
         return reader
 
     def _find(self, t: "Desk", file: File, offset: int, size: int, came: float) -> bytes | memoryview | Chunk | None:
@@ -169,9 +171,11 @@ class Readahead:
 
     def _ask_ahead(self, t: "Desk", file: File, reader: Reader) -> None:
         """Ask for what comes next, as far as the window goes."""
-        if reader.run < self._enough:
+        near = reader.whole and 0.0 < self._shortest < bounds.NEAR
+        if reader.run < self._enough or (near and reader.run // CHUNK % bounds.PROBES):
             return
-        while reader.ahead < reader.next + reader.window and (file.end is None or reader.ahead < file.end):
+        window = FIRST_WINDOW if near else reader.window
+        while reader.ahead < reader.next + window and (file.end is None or reader.ahead < file.end):
             if self._sum + CHUNK > self._most or t.session.would_wait(CHUNK):
                 return
             self._ask(t, file, reader)
@@ -287,6 +291,7 @@ class Readahead:
         """The client is away, and what it was asked is asked by nobody any more."""
         self.files.clear()
         self._came.clear()
+        self._shortest = 0.0
         self._sum = 0
 
     def _drop(self, t: "Desk", reader: Reader) -> None:

@@ -29,14 +29,15 @@ class Chunk:
 
 class Reader:
     """Somebody's way through a file: `next` is where the READ behind the last one begins, `ahead` where the next chunk does,
-    `run` how much was read on."""
+    `run` how much was read on, `whole` whether the last READ was as long as a chunk."""
 
-    __slots__ = ("ahead", "chunks", "grown", "handle", "next", "run", "touched", "window")
+    __slots__ = ("ahead", "chunks", "grown", "handle", "next", "run", "touched", "whole", "window")
 
     def __init__(self, handle: Handle, end: int) -> None:
         self.handle = handle
         self.next = self.ahead = end
         self.run = 0
+        self.whole = False
         self.window = FIRST_WINDOW
         self.chunks: deque[Chunk] = deque()
         """In the order of their offsets."""

@@ -15,7 +15,7 @@ from fuse_gated.gate.audit import Record
 from fuse_gated.operations import Count
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node
-from fuse_gated.turnstile import holding, ordering
+from fuse_gated.turnstile import holding, leasing, ordering
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.owing import Change, key_of
 from fuse_gated.wire import messages
@@ -174,6 +174,7 @@ def _note_failure(t: "Desk", change: Change, errno: str) -> None:
         # It was leased (leasing.py), or its caller did not wait for close(2).
         detail = "the client could not write it, and the file was closed by then"
         note(t, "writes-lost", change, errno, change.row.size, 1, detail)
+        leasing.lost(t, change.key, errno)
     elif change.kept and t.tells_changes:
         detail = "it was answered before; the next write, fsync and close tell"
         note(t, "failed", change, errno, change.row.size, None, detail)
@@ -197,7 +198,8 @@ def _over(t: "Desk", change: Change) -> None:
     handle = change.handle
     if handle is not None and t.handles.get(handle.id) is handle:
         holding.written(t, handle)
-    t.cache.changes(change.path if handle is None else t.handles.path(handle))
+    else:
+        t.cache.changes(change.path if handle is None else t.handles.path(handle))
     ordering.adjust(t)
 
 

@@ -119,7 +119,7 @@ class Turnstile(Limiting):
 
     # What the client says.
 
-    def received(self, now: float, message: bytes | bytearray) -> None:
+    def received(self, now: float, message: bytes | bytearray | memoryview) -> None:
         """A message from the client, after its hello.
 
         Raises ProtocolError for what the protocol does not allow: the session is to be closed.

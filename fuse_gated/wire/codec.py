@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from fuse_gated.errors import ProtocolError
-from fuse_gated.wire.messages import MAX_MESSAGE, Arguments, Ask, Asked, Frame, FromClient, FromServer, Write
+from fuse_gated.wire.messages import MAX_MESSAGE, Arguments, Ask, Asked, Frame, FromClient, FromServer, Reply, Write
 from fuse_gated.wire.tables import ARGUMENTS, RESULTS
 
 MAX_FRAMES: Final = 4096
@@ -18,6 +18,12 @@ MAX_FRAMES: Final = 4096
 
 LONG: Final = 2**20
 """Bytes in a message for which nothing more is to be waited for."""
+
+LONG_DATA: Final = 256 * 2**10
+"""Bytes of file data that are worth a message in parts (`Batch.take_with`). Less is copied in the time of another message."""
+
+Parts = tuple[bytes | bytearray | memoryview, ...]
+"""One message in pieces."""
 
 _ARRAY16: Final = 0xDC
 _ARRAY32: Final = 0xDD  # MessagePack's array with a length of four bytes: its header's size does not depend on the length.
@@ -34,6 +40,8 @@ _arguments: dict[str, msgspec.msgpack.Decoder[Any]] = {name: msgspec.msgpack.Dec
 _results: dict[str, Callable[[msgspec.Raw], Any]] = {
     name: msgspec.msgpack.Decoder(kind).decode for name, kind in RESULTS.items() if name != "read"
 }
+_BINARY32: Final = b"\xc6"
+_DATA_AT: Final = Write.__struct_fields__.index("data")
 _BINARY_HEADERS: Final = {0xC4: 2, 0xC5: 3, 0xC6: 5}
 """MessagePack's bin 8, bin 16 and bin 32, and the length of their headers."""
 
@@ -76,6 +84,23 @@ class Batch:
         done, self._done = self._done, []
         return done
 
+    def take_with(self, frame: Ask | Reply) -> Parts | None:
+        """A message of what was added and, at its end, this frame, whose file data stays where it is: so it is to be sent, or
+        copied, before anybody overwrites that. None for a frame with less data than is worth it: it is to be added."""
+        data = _data_of(frame)
+        if data is None or len(data) < LONG_DATA or self._done or self._count >= MAX_FRAMES:
+            return None
+        buffer = self._buffer
+        if len(buffer) + len(data) + LONG > MAX_MESSAGE:
+            return None
+        self._count += 1
+        buffer[1:_HEADER] = self._count.to_bytes(4, "big")
+        before, behind = _around_data(frame)
+        buffer += before + _BINARY32 + len(data).to_bytes(4, "big")
+        self._buffer = bytearray((_ARRAY32, 0, 0, 0, 0))
+        self._count = 0
+        return buffer, data, behind
+
     def _finish(self) -> None:
         self._buffer[1:_HEADER] = self._count.to_bytes(4, "big")
         self._done.append(self._buffer)
@@ -88,7 +113,7 @@ def encode(*frames: Frame) -> bytes:
     return _encoder.encode([_without_after(frame) if type(frame) is Ask and not frame.after else frame for frame in frames])
 
 
-def decode_from_client(message: bytes | bytearray) -> list[FromClient]:
+def decode_from_client(message: bytes | bytearray | memoryview) -> list[FromClient]:
     """The frames of a message that a client sent.
 
     Raises ProtocolError for what is not a list of well-formed frames.
@@ -100,7 +125,7 @@ def decode_from_client(message: bytes | bytearray) -> list[FromClient]:
         raise _malformed("message", error) from None
 
 
-def decode_from_server(message: bytes | bytearray) -> list[FromServer]:
+def decode_from_server(message: bytes | bytearray | memoryview) -> list[FromServer]:
     """The frames of a message that a server sent.
 
     Raises ProtocolError for what is not a list of well-formed frames.
@@ -154,12 +179,40 @@ def _binary(result: msgspec.Raw) -> memoryview:
 _results["read"] = _binary
 
 
+def _data_of(frame: Ask | Reply) -> bytes | memoryview | None:
+    if isinstance(frame, Reply):
+        data = frame.result
+        return data if type(data) is memoryview or type(data) is bytes else None
+    arguments = frame.arguments
+    return arguments.data if type(arguments) is Write else None
+
+
+def _around_data(frame: Ask | Reply) -> tuple[bytes, bytes]:
+    """What stands before the header of its file data, and behind that data."""
+    if isinstance(frame, Reply):
+        return _array(5) + _encoded("reply", frame.id, None), _encoded(frame.usec)
+    fields = msgspec.structs.astuple(frame.arguments)
+    after = frame.after
+    before = _array(5 if after else 4) + _encoded("ask", frame.id, frame.operation) + _array(len(fields))
+    behind = _encoded(*fields[_DATA_AT + 1 :])
+    return before + _encoded(*fields[:_DATA_AT]), behind + _encoded(after) if after else behind
+
+
+def _array(count: int) -> bytes:
+    """The header of a MessagePack array of less than 16 elements."""
+    return bytes((0x90 | count,))
+
+
+def _encoded(*values: Any) -> bytes:
+    return b"".join(map(_encoder.encode, values))
+
+
 def _without_after(frame: Ask) -> tuple[str, int, str, Any]:
     """Whoever does not know `after` is not to meet it, not even empty. (msgspec leaves defaults out of maps only.)"""
     return "ask", frame.id, frame.operation, frame.arguments
 
 
-def _check_frames(message: bytes | bytearray) -> None:
+def _check_frames(message: bytes | bytearray | memoryview) -> None:
     """Too many frames are refused before they are decoded: decoded they take many times their bytes."""
     if len(message) <= MAX_FRAMES:
         return  # A frame takes a byte at least.

@@ -136,8 +136,8 @@ class Notice(Frame, frozen=True, gc=False, tag="notice"):
 
 
 class Broken(Frame, frozen=True, gc=False, tag="broken"):
-    """Somebody wants to open the file that is leased for this handle (fcntl(2), F_SETLEASE), or it was leased for long enough: the
-    server is to answer with UNLEASE, behind what it owes."""
+    """Somebody wants to open the file that is leased for this handle (fcntl(2), F_SETLEASE), or it was leased for long enough:
+    the server is to answer with UNLEASE, behind what it owes."""
 
     handle: int
 

@@ -227,7 +227,7 @@ class Session:
         self.usec = 0
         return [pending for pending in self._pending.values() if pending.deadline <= now and not pending.given_up]
 
-    def received(self, message: bytes | bytearray) -> None:
+    def received(self, message: bytes | bytearray | memoryview) -> None:
         """Takes a message after the hello: calls back for each reply and each notice, in their order, because a notice may say
         what was before a reply.
 
@@ -288,7 +288,7 @@ class Session:
         self._send(Ask(pending.id, pending.operation, pending.arguments, after))
 
 
-def read_hello(message: bytes | bytearray) -> Offer:
+def read_hello(message: bytes | bytearray | memoryview) -> Offer:
     """What the client offers in its first message, which must be one hello.
 
     Raises ProtocolError for anything else, and for a hello of more than MAX_HELLO bytes.

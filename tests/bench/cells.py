@@ -73,6 +73,8 @@ class Cell:
         self.figures: dict[str, Figure] = {}
         self.seen: float | bool | None = None
         """Seconds until a change on the client was seen on the mount; False if it was not."""
+        self.restored = True
+        """Whether the mount showed in time that all is as it was before. What comes next is compared with the client's own."""
         self._mounted = mounted
         self._runs = 0
 
@@ -136,31 +138,34 @@ class Cell:
 
     def watch_a_change(self, name: str) -> None:
         """Change a file on the client, in place and then by a new one under its name, and see how long the mount shows what was
-        there before. The worst is kept; the file is then as it was. It may be one that the mount has not shown yet."""
+        there before. The worst is kept; the file is then as it was, on the mount too if that shows it within the same time. It
+        may be one that the mount has not shown yet."""
         if self.is_local:
             return
         behind, shown = self.export / name, self.mount / name
         before, stat = behind.read_bytes(), behind.stat()
-        took = [self._until_shown(shown, before)]
+        took = [self._until(lambda: shown.read_bytes() == before)]
         in_place, another = before + b"changed in place\n", b"another file\n" + before
         behind.write_bytes(in_place)
-        took.append(self._until_shown(shown, in_place))
+        took.append(self._until(lambda: shown.read_bytes() == in_place))
         if False not in took:
             new = behind.with_name(behind.name + ".new")
             new.write_bytes(another)
             new.chmod(stat.st_mode & 0o7777)
             new.rename(behind)
-            took.append(self._until_shown(shown, another))
+            took.append(self._until(lambda: shown.read_bytes() == another))
         behind.write_bytes(before)
         os.utime(behind, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         self.seen = False if False in took else max(took)
+        self.restored = self._until(lambda: _told_of(shown) == _told_of(behind) and shown.read_bytes() == before) is not False
 
-    def _until_shown(self, file: Path, content: bytes) -> float | bool:
+    def _until(self, shows: Callable[[], bool]) -> float | bool:
+        """Seconds until the mount does; False where it takes too long."""
         started = time.perf_counter()
         until = started + SEEN_WITHIN + 10 * self.round_trip / 1000
         while time.perf_counter() < until:
             with contextlib.suppress(OSError):
-                if file.read_bytes() == content:
+                if shows():
                     return time.perf_counter() - started
             time.sleep(0.002)
         return False
@@ -171,6 +176,13 @@ def processor_times(mounted: Mounted) -> dict[str, float]:
     found = {name: sum(map(_processor_time, pids)) for name, pids in mounted.processes().items()}
     of_mine = (resource.getrusage(who) for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF))
     return {**found, "program": sum(one.ru_utime + one.ru_stime for one in of_mine)}
+
+
+def _told_of(file: Path) -> list[tuple[object, ...]]:
+    """What is said of a file, of its directory and of the names there. Times in seconds, which is all that SFTP knows."""
+    both = [one.lstat() for one in (file, file.parent)]
+    names = tuple(sorted(os.listdir(file.parent)))
+    return [(one.st_mode, int(one.st_mtime), one.st_size if one is both[0] else names) for one in both]
 
 
 def _cut_short(process: subprocess.Popen[bytes], cut: threading.Event) -> None:

@@ -1,12 +1,13 @@
 """One process that holds many clients: what a thousand machines would send, from a small part of this one.
 
 Each client has a small tree in memory and answers whatever the mount asks about it. Frames are read and written by hand: a mask
-of zeros is a mask (RFC 6455, 5.3), and costs neither side a byte's work. A client says nothing but its answers, unless it is told
-to be `busy`: then it tells of changes that never were, as fast as the server takes it.
+of zeros is a mask (RFC 6455, 5.3), and costs neither side a byte's work. A client says nothing but its answers, and pings when
+fuse-gate would; unless it is told to be `busy`: then it tells of changes that never were, as fast as the server takes it.
 """
 
 import base64
 import contextlib
+import heapq
 import os
 import select
 import signal
@@ -14,7 +15,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -25,20 +26,28 @@ SIZE: Final = 1000
 """Files of a client's tree, and bytes of each."""
 _PATIENCE: Final = 20.0
 """Seconds until a connection that came to nothing is tried again, and then given up."""
+_ASK_AFTER: Final = 10.0
+_LOOK_AFTER: Final = 11.0
+"""Seconds of silence after which fuse-gate asks whether the server is there, and until it looks again (fuse_gated/connection.py):
+an idle session's only work is the server's part of that."""
 
 
 class Crowd:
-    """A forked process with clients of the server at `port`, each of which logs in with `token`. With `away` it has its turn
-    before everybody else on this machine (root)."""
+    """A forked process with clients of the server at `port`, each of which logs in with `token`. It stands for other machines:
+    with `first` it has its turn before everybody else on this one (root), and with `cpus` none but those processors."""
 
-    def __init__(self, port: int, token: str, *, away: bool = True) -> None:
+    def __init__(self, port: int, token: str, *, first: bool = True, cpus: Collection[int] = ()) -> None:
         self._ours, theirs = socket.socketpair()
         self.pid = os.fork()
         if self.pid == 0:
             status = 1
             try:
                 self._ours.close()
-                if away:
+                # Counted by itself by the scheduler: it takes nothing that would be the bench's.
+                os.setsid()
+                if cpus:
+                    os.sched_setaffinity(0, cpus)
+                if first:
                     _go_first()
                 # A child of the bench's would handle Ctrl-C as the bench does.
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -58,7 +67,7 @@ class Crowd:
         return int(self._ask("close"))
 
     def busy(self, name: str, *, busy: bool) -> None:
-        """Whether one of the clients sends as fast as it can."""
+        """Whether one of the clients sends as fast as it can. When it no longer does, the server has heard it all on return."""
         self._ask("busy", name, busy)
 
     def leave(self, names: Iterable[str]) -> int:
@@ -85,7 +94,6 @@ class Crowd:
 def _go_first() -> None:
     """In place of other machines, whose processors this one has not got: never wait for one."""
     with contextlib.suppress(OSError):
-        os.setsid()
         os.nice(-20)
         # Where the scheduler counts by terminal sessions, that is what counts (sched(7)).
         Path("/proc/self/autogroup").write_text("-20")
@@ -108,6 +116,8 @@ class _Held:
         self._clients: dict[int, _Client] = {}
         self.by_name: dict[str, _Client] = {}
         self._busy: set[_Client] = set()
+        self._looks: list[tuple[float, int, _Client]] = []
+        """When a client looks whether it has heard anything, the next first."""
         self.poll.register(control, select.EPOLLIN)
 
     def run(self) -> None:
@@ -116,7 +126,8 @@ class _Held:
                 self.turn(0.0 if self._busy else 60.0)
 
     def turn(self, wait: float) -> None:
-        for fd, events in self.poll.poll(wait):
+        next_look = self._looks[0][0] - time.monotonic() if self._looks else wait
+        for fd, events in self.poll.poll(max(0.0, min(wait, next_look))):
             if fd == self._control.fileno():
                 words = _receive(self._control)
                 answer = msgspec.msgpack.encode(getattr(self, f"do_{words[0]}")(*words[1:]))
@@ -125,6 +136,14 @@ class _Held:
                 self._clients[fd].ready(events)
         for client in self._busy:
             client.be_busy()
+        now = time.monotonic()
+        while self._looks and self._looks[0][0] <= now:
+            client = heapq.heappop(self._looks)[2]
+            if not client.ended:
+                self.look_again(client, client.ask(now))
+
+    def look_again(self, client: "_Client", when: float) -> None:
+        heapq.heappush(self._looks, (when, id(client), client))
 
     def do_open(self, names: list[str], at_once: int) -> dict[str, Any]:
         to_do, opening = deque(names), set[_Client]()
@@ -170,7 +189,16 @@ class _Held:
         return self.do_leave(list(self.by_name))
 
     def do_busy(self, name: str, busy: bool) -> None:
-        (self._busy.add if busy else self._busy.discard)(self.by_name[name])
+        client = self.by_name[name]
+        if busy:
+            self._busy.add(client)
+            return
+        self._busy.discard(client)
+        # What has been sent is a second's work of the server's, and more.
+        heard, end = client.pongs, time.monotonic() + _PATIENCE
+        client.ping()
+        while client.pongs == heard and not client.ended and time.monotonic() < end:
+            self.turn(0.2)
 
     def forget(self, client: "_Client") -> None:
         self._clients.pop(client.socket.fileno(), None)
@@ -179,6 +207,7 @@ class _Held:
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 _DECODE: Final = msgspec.msgpack.Decoder().decode
+_PING: Final = b"\x89\x80" + bytes(4)
 _GOODBYE: Final = b"\x88\x82" + bytes(4) + (1000).to_bytes(2, "big")
 _DIRECTORY: Final = (1, 1, 0o040755, 2, 1000, 1000, 0, 0, 0, 4096, 10**18, 10**18, 10**18)
 _FILESYSTEM: Final = (1, 1, 1, 1, 1, 4096, 255, 4096)
@@ -198,6 +227,8 @@ class _Client:
         self._files = {name: bytearray(name.ljust(SIZE, b".")) for name in _NAMES}
         self._open: dict[int, bytes] = {}
         self._handle = 0
+        self._heard = self.began
+        self.pongs = 0
         self.socket = socket.socket()
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.connect(("127.0.0.1", held.port))
@@ -229,6 +260,7 @@ class _Client:
             self._end(self.ended or "end of file")
             return
         self._in += data
+        self._heard = time.monotonic()
         if not self._upgraded:
             head, end, _ = bytes(self._in).partition(b"\r\n\r\n")
             if not end:
@@ -239,9 +271,22 @@ class _Client:
             del self._in[: len(head) + 4]
             self._upgraded = True
             self._send([["hello", self._hello]])
+            self._held.look_again(self, self._heard + _ASK_AFTER)
         self._frames()
         if not self.ended:
             self._flush()
+
+    def ask(self, now: float) -> float:
+        """Ping, if nothing was heard for long enough; when to look again."""
+        silent = now - self._heard
+        if silent < _ASK_AFTER:
+            return now + _LOOK_AFTER - silent
+        self.ping()
+        return now + _LOOK_AFTER
+
+    def ping(self) -> None:
+        self._out += _PING
+        self._flush()
 
     def leave(self) -> None:
         if not self.ended:
@@ -271,6 +316,8 @@ class _Client:
             if opcode == 2:
                 for frame in _DECODE(payload):
                     self._frame(frame)
+            elif opcode == 10:
+                self.pongs += 1
             elif opcode == 9:
                 self._out += bytes((0x8A, 0x80 | len(payload))) + bytes(4) + payload
             elif opcode == 8:

@@ -4,6 +4,9 @@ One session is worked in at leisure: a file opened, written and closed, a hundre
 one program that works in another session as fast as it can; ten of them, each in a session of its own; a client that tells of
 changes as fast as the server takes it; and, to tell what is the machine's own doing, as many programs that only count, and have
 nothing to do with the server. Every part comes several times, between two in which there is nobody, and is compared with those.
+
+Clients are on other machines. Here they have one processor to themselves, and the server and all programs have the others: or
+what a busy client takes of the machine for itself would be counted as what it costs others. With one processor nothing is apart.
 """
 
 import contextlib
@@ -25,10 +28,10 @@ ALONE: Final = "nobody"
 
 def measure(seconds: float) -> dict[str, Any]:
     """Each part takes so long in all."""
-    with sessions.place() as here, contextlib.ExitStack() as stack:
+    with _apart() as far, sessions.place() as here, contextlib.ExitStack() as stack:
         # Processes of their own, so that no client waits for another: they would not be on one machine.
-        light, greedy = (stack.enter_context(crowd.Crowd(here.server.port, here.token)) for _ in range(2))
-        noisy = stack.enter_context(crowd.Crowd(here.server.port, here.token, away=False))
+        light, greedy = (stack.enter_context(crowd.Crowd(here.server.port, here.token, cpus=far)) for _ in range(2))
+        noisy = stack.enter_context(crowd.Crowd(here.server.port, here.token, first=False, cpus=far))
         names = [f"greedy{number}" for number in range(_MANY)]
         mount = light.open(["light"], 1)["mounts"]["light"]
         mounts = list(greedy.open(names, 5)["mounts"].values())
@@ -62,6 +65,18 @@ def measure(seconds: float) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def _apart() -> Iterator[set[int]]:
+    """One processor for the clients, which is given; this process, and what it starts, has the others meanwhile."""
+    every = os.sched_getaffinity(0)
+    far = set(sorted(every)[:1]) if len(every) > 1 else set[int]()
+    os.sched_setaffinity(0, every - far)
+    try:
+        yield far
+    finally:
+        os.sched_setaffinity(0, every)
+
+
 def _work(mount: str, seconds: float) -> list[float]:
     """How long each of its steps took."""
     times = []
@@ -91,7 +106,7 @@ def _program(mount: str) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            be_by_itself()
+            sessions.be_by_itself()
             number = 0
             while True:
                 number += 1
@@ -100,11 +115,6 @@ def _program(mount: str) -> int:
         finally:
             os._exit(1)
     return pid
-
-
-def be_by_itself() -> None:
-    """As a login of its own, or what systemd has started: the scheduler counts it by itself."""
-    os.setsid()
 
 
 @contextlib.contextmanager

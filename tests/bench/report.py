@@ -172,6 +172,8 @@ def remarks(report: Figures) -> list[str]:
             for who, cell in cells.items():
                 if cell.get("gap"):
                     found.append(f"{distance} ms, {row}, {who}: gap: {_short(cell['gap'])}")
+                if cell.get("seen") and cell.get("restored") is False:
+                    found.append(f"{distance} ms, {row}, {who}: that a change was undone was not seen in time")
                 if cell.get("seen") is not None:
                     seen.setdefault((float(distance), who), []).append((row, cell["seen"]))
                 for step, figure in cell.get("figures", {}).items():

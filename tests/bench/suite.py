@@ -180,7 +180,8 @@ def _cell(plan: Plan, line: Link, row: Row, sizes: Sizes, contestant: str, tree:
                 row.work(cell, tree, sizes)
             except Exception as error:
                 gap = _reason(error)
-        found: Figures = {"figures": {step: figure.told() for step, figure in cell.figures.items()}, "seen": cell.seen}
+        figures = {step: figure.told() for step, figure in cell.figures.items()}
+        found: Figures = {"figures": figures, "seen": cell.seen, "restored": cell.restored}
         return {**found, "gap": gap} if gap else found
     except Exception as error:
         return {"gap": _reason(error)}
@@ -232,6 +233,8 @@ def _in_short(cell: Figures) -> str:
         said.append(f"{step} {figure['seconds']:.3f} s{done}{wrong}")
     if cell.get("seen") is False:
         said.append("a change was not seen")
+    elif cell.get("restored") is False:
+        said.append("that it was undone was not seen")
     if cell.get("gap"):
         said.append(f"GAP: {cell['gap']}")
     return "; ".join(said) or "nothing to measure"

@@ -72,9 +72,12 @@ class Server:
 
     def ask(self, number: int, arguments: wire.Arguments, *after: int) -> None:
         operation = OPERATION_OF[type(arguments)]
-        [frame] = codec.decode_from_server(codec.encode(wire.Ask(number, operation, arguments, after)))
+        message = bytearray(codec.encode(wire.Ask(number, operation, arguments, after)))
+        [frame] = codec.decode_from_server(memoryview(message))
         assert isinstance(frame, wire.Asked)
         self.answering.asked(frame)
+        # It lies in the connection's buffer, which the next one overwrites.
+        message[:] = bytes(len(message))
 
     def cancel(self, number: int) -> None:
         self.answering.cancelled(wire.Cancel(number))

@@ -434,7 +434,6 @@ def test_a_lease_does_not_hold_up_the_loop(root: Path, leased: int) -> None:
 def test_what_is_quick(export: Export, handle: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synchronous = opened(export, flags=BOTH | wire.OPEN_SYNC)
     assert export.attempt(wire.Write(handle, 0, memoryview(b"x"))) == 1
-    assert export.attempt(wire.Write(handle, 0, memoryview(b"x" * (256 * 1024 + 1)))) is LATER
     assert export.attempt(wire.Write(synchronous, 0, memoryview(b"x"))) is LATER
     assert export.attempt(wire.Flush(handle, 1)) is None
     assert export.attempt(wire.Statfs()) is LATER
@@ -445,6 +444,28 @@ def test_what_is_quick(export: Export, handle: int, root: Path, monkeypatch: pyt
     monkeypatch.setattr("fuse_gated.edge.listing.QUICK_SIZE", 0)
     assert export.attempt(wire.Readdir(directory, 0, 10, True)) is LATER
     assert outcome(export.attempt, wire.Readdir(handle, 0, 10, True)) == "EBADF"
+
+
+def test_a_whole_write_is_quick_unless_one_was_held_up(export: Export, handle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, short = wire.Write(handle, 0, memoryview(bytes(wire.MAX_DATA))), wire.Write(handle, 0, memoryview(b"x"))
+    now, took = 1000.0, 0.0
+    really = os.pwritev
+
+    def slow(*arguments: Any) -> int:
+        nonlocal now
+        now += took
+        return really(*arguments)
+
+    monkeypatch.setattr(os, "pwritev", slow)
+    monkeypatch.setattr("fuse_gated.edge.contents.time.monotonic", lambda: now)
+    assert export.attempt(whole) == wire.MAX_DATA
+    took = 0.02
+    assert export.attempt(whole) == wire.MAX_DATA
+    took = 0.0
+    assert export.attempt(whole) is LATER
+    assert export.attempt(short) == 1
+    now += 1.0
+    assert export.attempt(whole) == wire.MAX_DATA
 
 
 def test_nothing_is_quick_across_a_network(root: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,7 @@ def test_a_stranger_gets_no_room_for_what_is_only_announced():
     receiver = open_server()
     receiver.incoming.most = 1000
     receiver.feed(b"\x82\xff" + MOST.to_bytes(8, "big") + b"\0\0\0\0" + bytes(100))
-    assert len(receiver.incoming.room()) == BUFFER
+    assert len(receiver.incoming.room()) == frames._FOR_STRANGERS
     receiver.feed(bytes(MOST - 100) + masked(Opcode.BINARY, b"next"))
     assert receiver.heard == [("long", bytes(MOST)), ("short", b"next")]
 
@@ -241,6 +241,57 @@ def test_what_is_sent_is_a_frame(size):
     assert receiver.heard == [("short", data)]
 
 
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (1, 70_000, 2), (5, 3, 1), (40, 2**20, 3)])
+def test_a_message_in_parts_is_one_frame(sizes):
+    parts = [random.Random(size).randbytes(size) for size in sizes]
+    server_side, client_side = ServerProtocol(), ClientProtocol(parse_uri("ws://localhost/"))
+    pieces = Outgoing(server_side).frame_of(parts)
+    assert b"".join(pieces) == Frame(Opcode.BINARY, b"".join(parts)).serialize(mask=False)
+    assert all(piece is part for piece, part in zip(pieces[1:], parts, strict=True)), "nothing is copied"
+    receiver = open_server()
+    receiver.feed(b"".join(Outgoing(client_side).frame_of(parts)))
+    assert receiver.heard == [("short", b"".join(parts))]
+
+
+def test_long_messages_of_a_server_are_not_copied():
+    """They are views of the buffer, for as long as they are being heard; a client's are unmasked to another place anyway."""
+    kinds = {}
+    for name, receiver, mask in ("client", open_client()[0], False), ("server", open_server(), True):
+        kinds[name] = []
+        receiver.incoming._on_message = lambda data, name=name: kinds[name].append(type(data))
+        for size in 100, frames._LENT - 1, frames._LENT, MOST:
+            receiver.feed(Frame(Opcode.BINARY, bytes(size)).serialize(mask=mask))
+    assert kinds["client"] == [bytes, bytes, memoryview, bytearray]
+    assert kinds["server"] == [bytes] * 4
+
+
+def test_nothing_is_received_behind_a_message_that_has_begun():
+    """It would have to be moved to the front afterwards."""
+    for receiver, data in (
+        (open_server(), masked(Opcode.BINARY, bytes(2**20))),
+        (open_client()[0], Frame(Opcode.BINARY, bytes(2**20)).serialize(mask=False)),
+    ):
+        assert len(receiver.incoming.room()) == BUFFER
+        receiver.feed(data[:20])
+        assert len(receiver.incoming.room()) == len(data) - 20
+        receiver.feed(data[20:-1])
+        assert (len(receiver.incoming.room()), receiver.heard) == (1, [])
+        receiver.feed(data[-1:])
+        assert receiver.heard == [("short", bytes(2**20))]
+        assert len(receiver.incoming.room()) == BUFFER
+
+
+def test_what_was_received_may_be_given_back_and_what_is_not_complete_stays():
+    receiver = open_server()
+    data = masked(Opcode.BINARY, bytes(range(256)) * 1000)
+    receiver.feed(data + data[:1000])
+    receiver.incoming.rest()
+    receiver.feed(data[1000:])
+    assert receiver.heard == [("short", bytes(range(256)) * 1000)] * 2
+    receiver.incoming.rest()
+    assert not any(receiver.incoming.room()), "its pages are the kernel's again"
+
+
 def test_no_mask_is_used_twice():
     outgoing = Outgoing(ClientProtocol(parse_uri("ws://localhost/")))
     masks = {outgoing.frame(b"")[0][2:] for _ in range(3 * frames._MASKS)}
@@ -264,6 +315,38 @@ def test_a_ping_goes_and_its_answer_comes_past_the_protocol():
         receiver.heard.clear()
     receiver.feed(before + pong + after)
     assert ("pong", b"") not in receiver.heard, "it is all in one piece, and nobody is bothered"
+
+
+def test_a_ping_that_says_nothing_is_for_whoever_takes_it():
+    before, after = masked(Opcode.BINARY, b"before"), masked(Opcode.BINARY, b"after")
+    for pieces in PIECES.values():
+        receiver = open_server()
+        receiver.incoming.on_ping = lambda heard=receiver.heard: heard.append(("taken", b""))
+        receiver.feed(before + masked(Opcode.PING) + masked(Opcode.PING, b"word") + after, pieces)
+        assert receiver.heard[0] == ("short", b"before")
+        assert receiver.heard[-2:] == [("ping", b"word"), ("short", b"after")]
+    receiver = open_server()
+    receiver.incoming.on_ping = lambda: receiver.heard.append(("taken", b""))
+    receiver.feed(masked(Opcode.PING) + Frame(Opcode.PING, b"").serialize(mask=False))
+    assert receiver.heard == [("taken", b"")], "one that is not masked as it should be is the protocol's to refuse"
+    assert receiver.protocol.parser_exc is not None
+
+
+def test_an_answer_to_a_ping_is_heard():
+    receiver, heard = open_server(), []
+    receiver.incoming.on_pong = lambda: heard.append("pong")
+    receiver.feed(masked(Opcode.PONG) * 2)
+    assert heard == ["pong"] * 2
+    assert receiver.heard == []
+
+
+def test_both_sides_answer_a_ping():
+    receiver = open_server()
+    client, other = open_client()
+    assert Outgoing(receiver.protocol).pong() == bytes([0x8A, 0])
+    other.receive_data(Outgoing(client.protocol).pong())
+    (event,) = other.events_received()
+    assert (event.opcode, event.data) == (Opcode.PONG, b"")
 
 
 def test_a_pong_that_says_something_is_for_the_protocol():

@@ -4,12 +4,15 @@ import fcntl
 import mmap
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from harness.leftovers import descriptors
 
+from fuse_gated.edge import memory
 from fuse_gated.edge.keeping import STATE_SIZE
 from fuse_gated.edge.memory import make_buffer, make_state, read_memory, write_memory
 
@@ -94,3 +97,42 @@ def test_a_buffer_takes_no_memory_before_it_is_written() -> None:
     assert (len(view), view.readonly, bytes(view[:4])) == (64 * 2**20, False, bytes(4))
     buffer[:4] = b"abcd"
     assert bytes(view[:5]) == b"abcd\0"
+
+
+_FAULTS = """
+import mmap, resource, sys
+from fuse_gated.edge import memory
+
+def faults():
+    data = memory.make_buffer(2**20)
+    data[:] = bytes(2**20)
+    resource.getrusage(resource.RUSAGE_SELF)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        # Two at a time, as of a message that is received while another one is used.
+        bytearray(data), bytes(data)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * mmap.PAGESIZE
+
+memory.keep_freed()
+faults()
+kept, least = faults(), resident()
+memory.give_back_freed()
+print(kept, least - resident(), faults())
+"""
+
+
+def test_freed_memory_is_used_again_without_the_kernel_and_given_back_in_the_end() -> None:
+    ended = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, check=True, text=True)
+    kept, given_back, usual = map(int, ended.stdout.split())
+    assert given_back >= 2**20
+    assert kept * 10 < usual, "two mappings or more for each, and a fault for each page"
+
+
+def test_another_c_library_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_mallopt", None)
+    monkeypatch.setattr(memory, "_malloc_trim", None)
+    memory.keep_freed()
+    memory.give_back_freed()

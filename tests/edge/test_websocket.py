@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import ssl
+import struct
 
 import pytest
 from harness.certificates import Authority, self_signed
@@ -244,6 +245,78 @@ def test_a_message_of_the_full_length_passes_though_the_peer_reads_slowly(world)
     assert ours.recv(10) == b"\x82\x04more"
 
 
+PARTS = (b"head", bytes(range(256)) * (LIMIT // 512), b"tail")
+
+
+def test_a_message_in_parts_arrives(world):
+    client, server = world.connected()
+    client.socket.send(b"before")
+    already = server.socket.bytes_sent
+    for end in (client, server):
+        end.socket.send_parts(PARTS)
+        end.socket.send_now(b"behind")
+    world.until(lambda: len(client.messages) == 2 and len(server.messages) == 3)
+    assert client.messages == [b"".join(PARTS), b"behind"]
+    assert server.messages == [b"before", b"".join(PARTS), b"behind"]
+    assert server.socket.bytes_sent - already == 10 + len(b"".join(PARTS)) + 2 + len(b"behind")
+
+
+def test_what_does_not_leave_at_once_is_copied(world):
+    ours, server = world.raw()
+    volatile = bytearray(PARTS[1])
+    for _ in range(8):
+        server.socket.send_parts((b"head", memoryview(volatile), b"tail"))
+    assert server.socket.queued > 0
+    volatile[:] = bytes(len(volatile))
+    received, expected = b"", 8 * (10 + len(b"".join(PARTS)))
+    ours.setblocking(False)
+    while len(received) < expected:
+        try:
+            received += ours.recv(2**20)
+        except BlockingIOError:
+            world.loop.soon(lambda: None)
+            world.loop.turn()
+    assert received == 8 * (b"\x82\x7f" + len(b"".join(PARTS)).to_bytes(8, "big") + b"".join(PARTS))
+
+
+def test_a_message_in_parts_goes_behind_what_the_protocol_has_to_say(world):
+    client, server = world.connected()
+    server.socket.protocol.send_binary(b"first")
+    server.socket.send_parts(PARTS)
+    world.until(lambda: len(client.messages) == 2)
+    assert client.messages == [b"first", b"".join(PARTS)]
+
+
+def test_parts_to_a_peer_that_is_gone_or_a_closed_connection_are_dropped(world):
+    ours, server = world.raw()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    ours.close()
+    server.socket.send_parts(PARTS)
+    server.socket.send_parts(PARTS)
+    world.until(lambda: server.socket.closed)
+    server.socket.send_parts(PARTS)
+    assert (server.closed, server.socket.queued) == ([(1006, "")], 0)
+
+
+def test_the_memory_of_long_messages_is_kept_while_they_come_and_given_back_then(world, monkeypatch):
+    said = []
+    monkeypatch.setattr(websocket, "_REST", 0.02)
+    monkeypatch.setattr(websocket, "keep_freed", lambda: said.append("keep"))
+    monkeypatch.setattr(websocket, "give_back_freed", lambda: said.append("give back"))
+    client, server = world.connected()
+    client.socket.send(b"short")
+    world.until(lambda: server.messages)
+    assert said == []
+    for _ in range(3):
+        server.socket.send_parts(PARTS)
+    assert said == ["keep"], "once for all of them"
+    world.until(lambda: len(client.messages) == 3 and said.count("give back") == 2)
+    assert said == ["keep", "keep", "give back", "give back"], "who receives them does the same"
+    server.socket.send_parts(PARTS)
+    server.socket.abort()
+    assert said[4:] == ["keep", "give back"], "nothing comes any more"
+
+
 def test_fragments_are_one_message(world):
     ours, server = world.raw()
     ours.sendall(frame(Opcode.BINARY, b"one ", fin=False) + frame(Opcode.CONT, b"two ", fin=False) + frame(Opcode.CONT, b"three"))
@@ -323,23 +396,50 @@ def test_a_ping_is_answered(world):
     assert not server.closed
 
 
-def test_pings_whose_answers_are_read_may_go_on_for_ever(world):
+@pytest.mark.parametrize("word", [b"%04d", b""], ids=["that say something", "that say nothing"])
+def test_pings_whose_answers_are_read_may_go_on_for_ever(world, word):
     ours, server = world.raw()
     for number in range(2500):
-        ours.sendall(frame(Opcode.PING, b"%04d" % number))
+        said = word % number if word else b""
+        ours.sendall(frame(Opcode.PING, said))
         heard = server.socket.bytes_received
         world.until(lambda heard=heard: server.socket.bytes_received > heard)
-        assert ours.recv(6) == b"\x8a\x04%04d" % number
+        assert ours.recv(6) == bytes([0x8A, len(said)]) + said
     assert server.closed == []
 
 
-def test_pings_whose_answers_are_not_read_are_bounded(world):
+def test_many_pings_at_once_are_all_answered(world):
+    ours, server = world.raw()
+    ours.sendall(frame(Opcode.PING, b"") * 3 + frame(Opcode.PING, b"word") + frame(Opcode.BINARY, b"x"))
+    before = server.socket.bytes_sent
+    world.until(lambda: server.messages)
+    assert ours.recv(12, socket.MSG_WAITALL) == b"\x8a\x00" * 3 + b"\x8a\x04word"
+    assert server.socket.bytes_sent - before == 12
+
+
+def test_signs_of_life_are_heard(world):
+    client, server = world.connected()
+    heard = []
+    server.socket.on_sign = lambda: heard.append("server")
+    client.socket.on_sign = lambda: heard.append("client")
+    client.socket.ping()
+    world.until(lambda: len(heard) == 2)
+    assert heard == ["server", "client"], "a ping, and its answer"
+    ours, other = world.raw()
+    other.socket.on_sign = lambda: heard.append("other")
+    ours.sendall(frame(Opcode.PING, b"word") + frame(Opcode.PONG, b"word"))
+    world.until(lambda: len(heard) == 4)
+    assert heard[2:] == ["other"] * 2
+
+
+@pytest.mark.parametrize(("length", "at_once"), [(125, 500), (0, 2000)])
+def test_pings_whose_answers_are_not_read_are_bounded(world, length, at_once):
     ours, server = world.raw()
     ours.setblocking(False)
     most = 0
     while not server.closed:
         with contextlib.suppress(BlockingIOError):
-            ours.send(frame(Opcode.PING, bytes(125)) * 500)
+            ours.send(frame(Opcode.PING, bytes(length)) * at_once)
         world.loop.soon(lambda: None)
         world.loop.turn()
         most = max(most, server.socket.queued)
@@ -493,6 +593,10 @@ def test_messages_pass_through_tls(world, certificates):
         server.socket.send(data)
     world.until(lambda: len(client.messages) == len(server.messages) == 4)
     assert client.messages == server.messages == [b"small", large, large, b"last"]
+    for end in (client, server):
+        end.socket.send_parts(PARTS)
+    world.until(lambda: len(client.messages) == len(server.messages) == 5)
+    assert client.messages[4] == server.messages[4] == b"".join(PARTS)
     assert client.socket.queued == server.socket.queued == 0
 
 

@@ -72,6 +72,7 @@ class _InFront(_Reader):
     def __init__(self, protocol: Protocol) -> None:
         super().__init__(protocol)
         self.incoming = Incoming(protocol, _MOST, self.message, self.other)
+        self.incoming.on_ping = lambda: self.story.append((Opcode.PING.name, b""))
 
     def frame(self, frame: Frame) -> None:
         super().frame(frame)

@@ -164,6 +164,7 @@ def test_rights_of_a_worker(caged: None, server: Server, other: Mounted) -> None
     pid = worker_of(server, "other")
     tasks = [int(task) for task in os.listdir(f"/proc/{pid}/task")]
     assert len(tasks) == 2, "the loop and the one that notifies"
+    assert os.getsid(pid) == pid, "what it takes of the processors is nobody else's"
     for task in tasks:
         shown = status(pid, task)
         assert (shown["Seccomp"], shown["NoNewPrivs"]) == ("2", "1")

@@ -228,6 +228,49 @@ def test_it_does_not_where_chunks_only_queue():
             reading.arrive()
 
 
+def read_whole(reading, pieces, *, took, size=CHUNK):
+    """Read on in pieces; each of the client's answers takes so many seconds. For how many of them the client was asked ahead."""
+    before = reading.t.readahead.bytes_fetched
+    for piece in pieces:
+        number = reading.ask(piece * size, size)
+        while not reading.is_answered(number):
+            reading.mount.now += took
+            if reading.asked(number):
+                reading.answer(number)
+            else:
+                reading.arrive()
+        assert reading.got(number) == reading.content[piece * size : (piece + 1) * size]
+    return (reading.t.readahead.bytes_fetched - before) // CHUNK
+
+
+def test_over_no_distance_whole_chunks_are_asked_for_as_they_are_read_but_for_a_few():
+    reading = Reading()
+    read_whole(reading, range(4), took=0.001)
+    reading.arrive(count=9)
+    assert read_whole(reading, range(4, 36), took=0.001) == 2
+    assert bounds.PROBES == 16
+
+
+def test_short_reads_are_read_ahead_for_over_no_distance_too():
+    reading = Reading()
+    read_whole(reading, range(4), took=0.001)
+    reading.arrive(count=9)
+    assert read_whole(reading, range(16, 24), took=0.001, size=PAGE) >= 2
+
+
+def test_a_client_that_has_come_back_may_be_far_away():
+    reading = Reading()
+    read_whole(reading, range(4), took=0.001)
+    reading.t.suspend(reading.mount.now)
+    assert reading.t.readahead._shortest == 0.0
+
+
+def test_a_client_at_a_distance_is_asked_ahead():
+    reading = Reading()
+    read_whole(reading, range(4), took=0.004)
+    assert read_whole(reading, range(4, 20), took=0.004) > 8
+
+
 def test_nothing_is_asked_for_beyond_the_end():
     reading = Reading()
     start = SIZE - 2 * CHUNK

@@ -384,3 +384,71 @@ def test_a_frame_too_long_for_any_message_is_alone_in_its():
     assert [len(codec.decode_from_server(message)) for message in batch.take()] == [1, 1, 1]
     batch.add(asks(1, MAX_MESSAGE)[0])
     assert len(batch.take()) == 1
+
+
+# Messages in parts.
+
+
+def in_parts(batch, frame):
+    message = batch.take_with(frame)
+    assert message is not None
+    assert batch.take() == [], "nothing is left for another one"
+    return b"".join(message)
+
+
+DATA = memoryview(bytes(range(256)) * (codec.LONG_DATA // 256) + b"!")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Ask(6, "write", Write(7, 2**40, DATA)),
+        Ask(2**62, "write", Write(2**33, 0, DATA, append=True, clear_setid=True, most=2**50), (4, 2**40)),
+        Reply(6, None, DATA),
+        Reply(6, None, bytes(DATA), 123_456),
+    ],
+)
+def test_a_message_in_parts_is_what_it_would_be_in_one(frame):
+    for before in (), (Cancel(2), Cancel(4)):
+        batch, other = Batch(), Batch()
+        for one in before:
+            batch.add(one)
+            other.add(one)
+        other.add(frame)
+        assert in_parts(batch, frame) == other.take()[0]
+        assert in_parts(batch, frame)[:5] == b"\xdd\0\0\0\1", "it has begun anew"
+
+
+def test_the_data_of_a_message_in_parts_stays_where_it_is():
+    buffer = bytearray(codec.LONG_DATA)
+    message = Batch().take_with(Ask(2, "write", Write(1, 0, memoryview(buffer))))
+    buffer[-1] = 9
+    assert bytes(message[1]) == buffer
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Ask(2, "write", Write(1, 0, DATA[: codec.LONG_DATA - 1])),
+        Ask(2, "write", Write(1, 0, memoryview(bytes(MAX_MESSAGE - codec.LONG)))),
+        Ask(2, "unlink", Unlink(b"f")),
+        Reply(2, "EIO"),
+        Reply(2, None, FILE),
+    ],
+)
+def test_what_is_not_worth_parts_or_does_not_fit_is_to_be_added(frame):
+    batch = Batch()
+    batch.add(Cancel(9))
+    assert batch.take_with(frame) is None
+    assert read_back(batch.take()) == [9]
+
+
+def test_what_came_before_leaves_before():
+    batch = Batch()
+    for frame in asks(5, 2**20):
+        batch.add(frame)
+    assert batch.take_with(Ask(20, "write", Write(1, 0, DATA))) is None
+    assert read_back(batch.take()) == [0, 2, 4, 6, 8]
+    for number in range(MAX_FRAMES):
+        batch.add(Cancel(number))
+    assert batch.take_with(Ask(20, "write", Write(1, 0, DATA))) is None

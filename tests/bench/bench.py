@@ -70,7 +70,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sample", type=float, default=0.2, help="of that, at other distances than 0 and 20 ms (%(default)s)")
     known = (_LATENCY, *suite.ROWS)
     parser.add_argument("--rows", nargs="+", choices=known, metavar="ROW", help=f"of {', '.join(known)}")
-    everyone, distances = suite.CONTESTANTS, suite.DISTANCES
+    everyone, distances = suite.EVERYBODY, suite.DISTANCES
     parser.add_argument("--distances", nargs="+", type=float, default=distances, metavar="MS", help="round trips (%(default)s)")
     parser.add_argument("--contestants", nargs="+", choices=everyone, default=everyone, metavar="WHO", help="of %(default)s")
     parser.add_argument("--megabits", type=int, default=MEGABITS, metavar="N", help="of the delayed line, a second (%(default)s)")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from operations import OPERATIONS
-from suite import CONTESTANTS, LINK, LOCAL, OURS, OURS_TLS, ROWS, SSHFS, SSHFS_BEST
+from suite import CONTESTANTS, EVERYBODY, LEASED, LINK, LOCAL, OURS, OURS_TLS, ROWS, SSHFS, SSHFS_BEST
 from workloads import Target
 
 _KEPT, _SHORT = "✓", "short"
@@ -112,7 +112,7 @@ def lines(report: Figures) -> list[Line]:
 
 def _values(cells: Figures, step: str) -> Iterator[tuple[str, Value]]:
     wholes = [cell["figures"][step]["whole"] for who, cell in cells.items() if who != LINK and step in cell.get("figures", {})]
-    for who in CONTESTANTS:
+    for who in EVERYBODY:
         figure = cells.get(who, {}).get("figures", {}).get(step)
         if figure is None or not wholes:
             continue
@@ -135,6 +135,21 @@ def table(of: list[Line]) -> list[tuple[str, ...]]:
         ratios = (line.times(SSHFS), line.times(SSHFS_BEST), line.times(OURS_TLS))
         said = "; ".join(f"{what} {_mark(kept)}" for what, kept in line.verdicts())
         rows.append((line.step, *(line.values[who].text() if who in line.values else "" for who in CONTESTANTS), *ratios, said))
+    return rows
+
+
+LEASED_HEADS: Final = ("", "distance", OURS, LEASED, "without takes", SSHFS, "sshfs takes")
+
+
+def leased(of: list[Line]) -> list[tuple[str, ...]]:
+    """What leases bring where files are made."""
+    rows = []
+    for line in of:
+        ours = line.values.get(LEASED)
+        if ours is not None and ours.seconds:
+            others = [line.values.get(who) for who in (OURS, SSHFS)]
+            shown = [(other.text(), f"{other.seconds / ours.seconds:.2g}") if other else ("", "") for other in others]
+            rows.append((line.step, f"{line.distance} ms", shown[0][0], ours.text(), shown[0][1], *shown[1]))
     return rows
 
 
@@ -181,7 +196,7 @@ def remarks(report: Figures) -> list[str]:
                         found.append(f"{distance} ms, {step}, {who}: what came out is not what the client has")
                     if figure.get("more", {}).get("rehashed"):
                         found.append(f"{distance} ms, {step}, {who}: git read files anew")
-    for (distance, who), of in sorted(seen.items(), key=lambda item: (item[0][0], CONTESTANTS.index(item[0][1]))):
+    for (distance, who), of in sorted(seen.items(), key=lambda item: (item[0][0], EVERYBODY.index(item[0][1]))):
         late = [row for row, took in of if took is False]
         took = [took for _, took in of if took is not False]
         said = f"seen after {duration(max(took))} at most" if took else "never seen"
@@ -232,6 +247,8 @@ def markdown(report: Figures) -> str:
     for distance in dict.fromkeys(line.distance for line in found):
         of = [line for line in found if line.distance == distance]
         parts.append(f"### At {distance} ms\n\n{_wrapped(in_words(report, distance))}\n\n{_markdown(HEADS, table(of))}")
+    if rows := leased(found):
+        parts.append(f"### With `writes: leased`\n\n{_markdown(LEASED_HEADS, rows)}")
     if rows := single_operations(report):
         parts.append(f"### Every operation at 0 ms\n\n{_markdown(OPERATION_HEADS, rows)}")
     if rows := processor_time(report):
@@ -257,6 +274,7 @@ def show(report: Figures) -> None:
         print(f"\n{in_words(report, distance)}")
         _print(HEADS, table([line for line in found if line.distance == distance]))
     for title, heads, rows in (
+        ("With writes: leased", LEASED_HEADS, leased(found)),
         ("Every operation at 0 ms", OPERATION_HEADS, single_operations(report)),
         ("Processor time of one file, read or transaction at 0 ms", ("", SSHFS, OURS), processor_time(report)),
     ):

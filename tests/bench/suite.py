@@ -29,6 +29,11 @@ DISTANCES: Final = (0, 2, 20, 100)
 """Milliseconds of round trip."""
 LOCAL, LINK, SSHFS, SSHFS_BEST, OURS, OURS_TLS = "local", "link", "sshfs", "sshfs, best", "fuse-gated", "fuse-gated, TLS"
 CONTESTANTS: Final = (LOCAL, LINK, SSHFS, SSHFS_BEST, OURS, OURS_TLS)
+LEASED: Final = "fuse-gated, leased"
+"""With `writes: leased`: where files are made."""
+EVERYBODY: Final = (*CONTESTANTS, LEASED)
+_LEASED_ROWS: Final = frozenset({"git", "clone", "build", "unpack"})
+_LEASED_TENANT: Final = "cache: {mode: watched}\n    writes: leased"
 _FULL_AT: Final = (0, 20)
 
 Figures = dict[str, Any]
@@ -42,7 +47,7 @@ class Plan:
     file: Path
     distances: tuple[float, ...] = DISTANCES
     rows: tuple[str, ...] = tuple(ROWS)
-    contestants: tuple[str, ...] = CONTESTANTS
+    contestants: tuple[str, ...] = EVERYBODY
     scale: float = 1.0
     sample: float = 0.2
     cap: float = 180.0
@@ -121,11 +126,15 @@ def run(plan: Plan, say: Callable[[str], None] = lambda line: print(line, file=s
                 except (RuntimeError, OSError) as error:
                     say(f"{distance:g} ms: {_reason(error)}")
                     for row, contestant in itertools.product(plan.rows, plan.contestants):
-                        if not report.has(distance, row, contestant):
+                        if _takes_part(row, contestant) and not report.has(distance, row, contestant):
                             report.enter(distance, row, contestant, {"gap": _reason(error)})
                     continue
                 _at(plan, line, report, base, Path(scratch), say)
     return report
+
+
+def _takes_part(row: str, contestant: str) -> bool:
+    return contestant != LEASED or row in _LEASED_ROWS
 
 
 def _at(plan: Plan, line: Link, report: Report, base: Path, scratch: Path, say: Callable[[str], None]) -> None:
@@ -134,7 +143,7 @@ def _at(plan: Plan, line: Link, report: Report, base: Path, scratch: Path, say: 
         row = ROWS[name]
         if row.only_near and line.round_trip:
             continue
-        missing = [one for one in plan.contestants if not report.has(line.round_trip, name, one)]
+        missing = [one for one in plan.contestants if _takes_part(name, one) and not report.has(line.round_trip, name, one)]
         if not missing:
             continue
         tree = base / "tree"
@@ -199,7 +208,8 @@ def _mounted(contestant: str, export: Path, place: Path, line: Link, checkout: P
         with sshfs(export, place / "sshfs", line, BEST if contestant == SSHFS_BEST else "") as mounted:
             yield mounted
     else:
-        with fuse_gated(export, place, line, tls=contestant == OURS_TLS, checkout=checkout) as mounted:
+        tenant = _LEASED_TENANT if contestant == LEASED else ""
+        with fuse_gated(export, place, line, tls=contestant == OURS_TLS, tenant=tenant, checkout=checkout) as mounted:
             yield mounted
 
 

@@ -472,7 +472,7 @@ def test_as_many_files_as_the_machine_allows(played: Played, directory: Path, to
 
 
 def test_warnings(played: Played, token: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    root = {"root": b"/", "watches": None, "unwatched": "no room"}
+    root = {"root": b"/", "watches": None, "unwatched": "no room", "leases": None}
     monkeypatch.setattr(fuse_gate, "Export", lambda *_, **__: type("Root", (), root))
     monkeypatch.setattr(fuse_gate._Session, "run", lambda _: None)
     monkeypatch.setattr(fuse_gate, "ignores_case", lambda _: True)

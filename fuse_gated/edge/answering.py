@@ -190,6 +190,9 @@ class Answering:
         Raises ProtocolError for a request that is malformed, more than the terms allow, or whose id is in flight.
         """
         number = frame.id
+        if self._queued() > 2 * self._max_bytes + wire.MAX_MESSAGE:
+            # More than answers to what may be in flight, and to what was asked before anybody could know.
+            raise ProtocolError("more and more is asked, and no answer read", _VIOLATION)
         if number in self._requests:
             raise ProtocolError(f"request {number} is in flight already", _VIOLATION)
         if len(self._requests) + self._answered >= self._max_in_flight:

@@ -120,10 +120,18 @@ class Incoming:
                     return
             at = stop
 
-    def rest(self) -> None:
-        """Nothing long comes any more, for all that is known: what the buffer took of it is given back."""
-        if not self._filled:
-            self._buffer.madvise(mmap.MADV_DONTNEED)
+    @property
+    def waiting(self) -> int:
+        """Bytes of a message that is not whole yet."""
+        return self._filled + self._got
+
+    def rest(self) -> bool:
+        """Nothing long comes any more, for all that is known: what the buffer took of it is given back. False while a message in
+        it is not whole yet."""
+        if self._filled:
+            return False
+        self._buffer.madvise(mmap.MADV_DONTNEED)
+        return True
 
     def _give(self, start: int, stop: int) -> None:
         self._protocol.receive_data(self._view[start:stop])  # type: ignore[arg-type]  # it only appends to its own buffer
@@ -213,7 +221,7 @@ class Incoming:
         assert self._large is not None
         self._got += count
         if self._got == len(self._large):
-            whole, self._large = self._large, None
+            whole, self._large, self._got = self._large, None, 0
             if self._protocol.state is _OPEN:
                 self._on_message(apply_mask(whole, self._large_mask) if self._masked else whole)
 

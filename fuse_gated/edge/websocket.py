@@ -316,6 +316,9 @@ class WebSocket:
             self._incoming.take(count)
             if self._over:
                 return
+            if self._incoming.waiting > _LONG:
+                # It comes in small pieces.
+                self._moves_much()
             if count < len(room) and self._tls is None:
                 return
 
@@ -329,10 +332,12 @@ class WebSocket:
     def _rest(self) -> None:
         if self._loop.now < self._rests_at:
             self._rest_timer = self._loop.at(self._rests_at, self._rest)
-        else:
+        elif self._incoming.rest():
             self._rest_timer = None
-            self._incoming.rest()
             give_back_freed()
+        else:
+            self._rests_at = self._loop.now + _REST
+            self._rest_timer = self._loop.at(self._rests_at, self._rest)
 
     def _ended(self) -> None:
         self._peer_gone = True

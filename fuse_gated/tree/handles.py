@@ -30,7 +30,7 @@ class Handle:
     __slots__ = (
         "bytes_read", "bytes_written", "directory", "draft", "failed", "fills", "flags", "flock", "generation", "id",
         "identity", "inherited", "kept", "leased", "made", "node", "opened_at", "page", "page_start", "path", "pid", "pinned",
-        "positions", "reads", "remote", "renewed", "request", "silent", "uid", "unflushed", "waiting", "warns", "was",
+        "positions", "reads", "remote", "renewed", "request", "silent", "uid", "unflushed", "unheard", "waiting", "warns", "was",
         "writes",
     )  # fmt: skip
 
@@ -63,6 +63,8 @@ class Handle:
         """Of such a file, or one that was there and empty: what there is in it as well."""
         self.failed = ""
         """The errno of a write that was answered before it failed: each close is told, until an fsync has been."""
+        self.unheard = False
+        """Whether no close has told it yet."""
         self.warns = ""
         """The same for the next write, which is told once. It may be the rest of the same write(2), which the kernel then ends
         with what was done of it, and nobody hears."""

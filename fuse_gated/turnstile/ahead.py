@@ -121,7 +121,7 @@ def told(t: "Desk", handle: Handle, *, by_fsync: bool) -> None:
     """The same for close(2) and fsync(2). Only fsync is sure to be called by who has written: what a child process inherits it
     closes as well, and does not look. So that is told each time, until an fsync has been."""
     if handle.failed:
-        errno = handle.failed
+        errno, handle.unheard = handle.failed, False
         if by_fsync:
             handle.failed = handle.warns = ""
             t.handles.changed.add(handle.id)

@@ -56,6 +56,8 @@ def release(t: Desk, call: Call, request: operations.Release) -> None:
         t.by_path.released(handle.path, t.now)
     tell_closed(t, handle)
     leasing.closed(t, handle)
+    if handle.unheard:
+        leasing.lost_unheard(t, handle)
     t.give_back(handle, owners)
     t.answer(call, Done(), kept=False)
 

@@ -15,6 +15,7 @@ from fuse_gated.gate import sandbox
 from fuse_gated.operations import Attributes
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Node, identity_of
+from fuse_gated.turnstile import leasing
 from fuse_gated.turnstile.call import Call, Failure, ignored
 from fuse_gated.wire import messages
 from fuse_gated.wire.messages import Arguments
@@ -89,6 +90,7 @@ def open_at_client(t: "Desk", handle: Handle, opened: Callable[[], None], not_op
         _is_gone(t, handle, path)
         return
     arguments = _opening(handle, path)
+    leasing.shared(t, node)
 
     def answered(result: messages.OpenedFile) -> None:
         sandbox.check_handle(result.handle)

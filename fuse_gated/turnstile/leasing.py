@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from fuse_gated import operations
+from fuse_gated.gate.audit import Record
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import Identity, Node
 from fuse_gated.turnstile import bounds
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 ROOM: Final = 2**16
 """Bytes of a file that may be closed without waiting: most files that are made in great number are smaller."""
+CLOSED_BY_THEN: Final = "the client could not write it, and the file was closed by then"
 AT_ONCE: Final = 2**17
 """Bytes that may be owed, of all files, where close(2) does not wait: so that they arrive soon after it, also on a slow line."""
 MOST: Final = 64
@@ -71,7 +73,7 @@ def covers(t: "Desk", handle: Handle) -> bool:
 
 def granted(t: "Desk", handle: Handle, room: int) -> None:
     """The client leases it, and has room for so many bytes."""
-    if room > 0:
+    if room > 0 and handle.remote not in t.ahead.leased:
         handle.leased = room
         t.ahead.leased[handle.remote] = handle
 
@@ -118,6 +120,19 @@ def lost(t: "Desk", file: Identity, errno: str) -> None:
     if len(t.ahead.failed) >= _MOST_FAILED:
         t.ahead.failed.pop(next(iter(t.ahead.failed)))
     t.ahead.failed[file] = errno
+
+
+def lost_unheard(t: "Desk", handle: Handle) -> None:
+    """It is closed, and no close(2) has told that something failed: that came after the last one was answered."""
+    key = key_of(handle)
+    if key is not None:
+        lost(t, key, handle.failed)
+    t.note(
+        Record(
+            kind="writes-lost", operation="release", path=t.handles.path(handle), decision="failed", errno=handle.failed,
+            uid=handle.uid, pid=handle.pid, detail=CLOSED_BY_THEN,
+        )
+    )  # fmt: skip
 
 
 def opened(t: "Desk", handle: Handle) -> None:

@@ -13,7 +13,7 @@ from fuse_gated.operations import Attributes, Done, Lock
 from fuse_gated.tree.handles import Handle
 from fuse_gated.tree.inodes import identity_of
 from fuse_gated.tree.known import look_alike
-from fuse_gated.turnstile import belated, holding, knowing, unlocking
+from fuse_gated.turnstile import belated, holding, knowing, leasing, unlocking
 from fuse_gated.turnstile.call import Call
 from fuse_gated.turnstile.desk import Desk
 from fuse_gated.turnstile.effects import InvalidateInode
@@ -33,6 +33,7 @@ def getlk(t: Desk, call: Call, request: operations.Getlk) -> None:
         pid = 0 if state.type == _UNLOCK else t.handles.locks.holder(handle.place, request.owner, state)
         t.answer(call, Lock(state.start, state.end, state.type, pid))
 
+    leasing.shared(t, handle.node)
     arguments = messages.Getlk(handle.remote, request.owner, request.start, request.end, request.type)
     t.ask(call, arguments, answered)
 
@@ -54,6 +55,8 @@ def setlk(t: Desk, call: Call, request: operations.Setlk) -> None:
         return
     wait = _milliseconds(t) if request.wait else 0
     if not request.flock:
+        # For it the client opens the file once more.
+        leasing.shared(t, handle.node)
         t.handles.locks.wants(handle.place)
 
     def answered(attributes: Attributes | None) -> None:

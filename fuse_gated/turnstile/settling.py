@@ -163,6 +163,7 @@ def _blame(t: "Desk", change: Change, errno: str, *, warned: bool = False) -> No
     """The open file's next fsync and close are to be told; and its next write, unless one has just been `warned`."""
     handle = change.handle
     if change.kept and handle is not None:
+        handle.unheard = handle.unheard or not handle.failed
         handle.failed = handle.failed or errno
         handle.warns = handle.warns or ("" if warned else errno)
         t.handles.changed.add(handle.id)
@@ -172,8 +173,7 @@ def _note_failure(t: "Desk", change: Change, errno: str) -> None:
     handle = change.handle
     if change.kept and (handle is None or t.handles.get(handle.id) is not handle):
         # It was leased (leasing.py), or its caller did not wait for close(2).
-        detail = "the client could not write it, and the file was closed by then"
-        note(t, "writes-lost", change, errno, change.row.size, 1, detail)
+        note(t, "writes-lost", change, errno, change.row.size, 1, leasing.CLOSED_BY_THEN)
         leasing.lost(t, change.key, errno)
     elif change.kept and t.tells_changes:
         detail = "it was answered before; the next write, fsync and close tell"

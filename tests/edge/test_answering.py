@@ -382,6 +382,16 @@ def test_a_server_that_does_not_read_gets_no_more_answers(server: Server) -> Non
     assert bytes(server.outcome(asked[-1])) == b"012"
 
 
+def test_a_server_that_asks_on_and_on_and_reads_nothing_is_refused(server: Server) -> None:
+    """Also where its requests cost nothing: each has an answer."""
+    server.unread = 2 * 2**20 + wire.MAX_MESSAGE
+    server.ask(wire.Getattr(b"file"))
+    server.unread += 1
+    message, code = violation(lambda: server.ask(wire.Getattr(b"file")))
+    assert code == 1008
+    assert "no answer read" in message
+
+
 def test_a_long_message_leaves_before_the_turn_ends(server: Server, root: Path) -> None:
     (root / "file").write_bytes(b"x" * codec.LONG)
     handle = server.open()

@@ -285,10 +285,10 @@ def test_what_was_received_may_be_given_back_and_what_is_not_complete_stays():
     receiver = open_server()
     data = masked(Opcode.BINARY, bytes(range(256)) * 1000)
     receiver.feed(data + data[:1000])
-    receiver.incoming.rest()
+    assert (receiver.incoming.rest(), receiver.incoming.waiting) == (False, 1000)
     receiver.feed(data[1000:])
     assert receiver.heard == [("short", bytes(range(256)) * 1000)] * 2
-    receiver.incoming.rest()
+    assert (receiver.incoming.rest(), receiver.incoming.waiting) == (True, 0)
     assert not any(receiver.incoming.room()), "its pages are the kernel's again"
 
 

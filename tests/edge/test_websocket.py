@@ -317,6 +317,22 @@ def test_the_memory_of_long_messages_is_kept_while_they_come_and_given_back_then
     assert said[4:] == ["keep", "give back"], "nothing comes any more"
 
 
+def test_so_is_what_a_long_message_took_that_comes_in_small_pieces(world, monkeypatch):
+    said = []
+    monkeypatch.setattr(websocket, "_REST", 0.02)
+    monkeypatch.setattr(websocket, "keep_freed", lambda: said.append("keep"))
+    monkeypatch.setattr(websocket, "give_back_freed", lambda: said.append("give back"))
+    ours, server = world.raw()
+    sent = frame(Opcode.BINARY, bytes(2**19))
+    for start in range(0, len(sent) - 30_000, 30_000):
+        ours.sendall(sent[start : start + 30_000])
+        world.settle()
+    assert said == ["keep"], "it is not whole, so nothing can be given back"
+    ours.sendall(sent[start + 30_000 :])
+    world.until(lambda: said == ["keep", "give back"])
+    assert server.messages == [bytes(2**19)]
+
+
 def test_fragments_are_one_message(world):
     ours, server = world.raw()
     ours.sendall(frame(Opcode.BINARY, b"one ", fin=False) + frame(Opcode.CONT, b"two ", fin=False) + frame(Opcode.CONT, b"three"))

@@ -332,3 +332,52 @@ def test_without_leases_nothing_is_given_up() -> None:
     made = Made(mount=Mount(orders=True, writes="leased"))
     made.mount.open(made.node, O_RDWR, remote=REMOTE + 1)
     assert not made.unleased
+
+
+def test_a_handle_that_is_given_out_twice_is_leased_once() -> None:
+    """A client that does so is faulty, or worse."""
+    first = Made()
+    second = Made(mount=first.mount)
+    assert not first.mount.t.handles.get(second.handle).leased  # type: ignore[union-attr]
+    first.released()
+    second.released()
+    assert not first.mount.t.ahead.leased
+
+
+def test_an_error_between_the_last_close_and_the_end_of_the_open_file_is_not_lost() -> None:
+    made = Made()
+    number = made.write()
+    assert made.is_closed_at_once()
+    made.mount.reply(number, Errno("EIO"))
+    made.released()
+    [lost] = records(made.mount, "writes-lost")
+    assert (lost.errno, lost.path) == ("EIO", b"new")
+    writer = made.mount.open(made.node, O_WRONLY, remote=REMOTE + 1)
+    assert isinstance(made.mount.do(op.Flush(made.node, writer, OWNER)), op.Failed)
+
+
+def test_one_that_a_close_has_told_is_told_once() -> None:
+    made = Made()
+    made.mount.reply(made.write(), Errno("EIO"))
+    assert isinstance(made.mount.answer(made.close()), op.Failed)
+    made.released()
+    assert not records(made.mount, "writes-lost")
+
+
+def test_an_error_of_a_file_without_a_number_is_told_to_the_audit() -> None:
+    made = Made()
+    handle = made.mount.t.handles.get(made.handle)
+    assert handle is not None
+    handle.node, handle.failed = None, "EIO"
+    leasing.lost_unheard(made.mount.t, handle)
+    made.mount.gather()
+    assert len(records(made.mount, "writes-lost")) == 1
+    assert not made.mount.t.ahead.failed
+
+
+@pytest.mark.parametrize("kind", [op.Setlk, op.Getlk])
+def test_a_lock_gives_the_lease_up(kind: type) -> None:
+    """For it the client opens the file once more."""
+    made = Made(O_RDWR)
+    made.mount.ask(kind(made.node, made.handle, OWNER, 0, 9, 1, 99, *((False, False) if kind is op.Setlk else ())))
+    assert made.unleased == [wire.Unlease(REMOTE)]

@@ -56,7 +56,7 @@ class Line:
         if ratio is None:
             return ""
         bound = ("≥" if self.values[than].least else "") + ("≤" if self.values[OURS].least else "")
-        return bound + (f"{ratio:.0f}" if ratio >= 20 else f"{ratio:.2g}")
+        return bound + _ratio(ratio)
 
     def verdicts(self) -> list[tuple[str, bool | None]]:
         """What was promised at this distance, and whether it was kept (None: it could not be compared)."""
@@ -87,6 +87,10 @@ class Line:
         if ratio >= times:
             return None if self.values[OURS].least else True
         return None if self.values[than].least else False
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 20 else f"{ratio:.2g}"
 
 
 def duration(seconds: float) -> str:
@@ -148,7 +152,7 @@ def leased(of: list[Line]) -> list[tuple[str, ...]]:
         ours = line.values.get(LEASED)
         if ours is not None and ours.seconds:
             others = [line.values.get(who) for who in (OURS, SSHFS)]
-            shown = [(other.text(), f"{other.seconds / ours.seconds:.2g}") if other else ("", "") for other in others]
+            shown = [(other.text(), _ratio(other.seconds / ours.seconds)) if other else ("", "") for other in others]
             rows.append((line.step, f"{line.distance} ms", shown[0][0], ours.text(), shown[0][1], *shown[1]))
     return rows
 

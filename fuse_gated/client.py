@@ -140,13 +140,14 @@ class Client:
         if self.state in (State.CLOSED, State.FAILED):
             return
         again, self._leaving = self._leaving, True
-        leases = self._export.leases
-        if leases is not None and not again and self._connection is not None and leases.retire(self._say_goodbye):
-            self._loop.after(_ARRIVAL, self._say_goodbye)
-        elif again:
+        if again:
             self._end("left", None)
-        else:
+            return
+        leases = self._export.leases
+        if leases is None or self._connection is None or not leases.retire(self._say_goodbye):
             self._say_goodbye()
+        else:
+            self._loop.after(_ARRIVAL, self._say_goodbye)
 
     def _say_goodbye(self) -> None:
         if self.state in (State.CLOSED, State.FAILED) or self._parted:

@@ -16,7 +16,7 @@ from fuse_gated.edge.beneath import Beneath, BeyondMount
 from fuse_gated.edge.contents import Contents
 from fuse_gated.edge.filesystems import Filesystems
 from fuse_gated.edge.gathering import Gathering
-from fuse_gated.edge.handles import Handles
+from fuse_gated.edge.handles import Handles, OpenFile
 from fuse_gated.edge.leases import Leases
 from fuse_gated.edge.locks import Locks
 from fuse_gated.edge.names import Names
@@ -198,16 +198,18 @@ class Export:
             return None
 
     def _getlk(self, arguments: wire.Getlk) -> wire.LockState:
-        file = self._handles.file(arguments.handle)
-        if file.leased and self.leases is not None:
-            self.leases.give_way(*file.key)
+        file = self._to_be_locked(arguments.handle)
         return self._locks.of(file).test(file, arguments.owner, arguments.start, arguments.end, arguments.type)
 
-    def _setlk(self, arguments: wire.Setlk) -> None:
-        file = self._handles.file(arguments.handle)
+    def _to_be_locked(self, handle: int) -> OpenFile:
+        """A POSIX lock takes a description of its own (locks.py), which would wait for a lease of ours."""
+        file = self._handles.file(handle)
         if file.leased and self.leases is not None:
-            # A POSIX lock takes a description of its own (locks.py).
             self.leases.give_way(*file.key)
+        return file
+
+    def _setlk(self, arguments: wire.Setlk) -> None:
+        file = self._to_be_locked(arguments.handle)
         if arguments.flock:
             self._locks.of(file).flock(file, arguments.type)
         else:

@@ -3,7 +3,7 @@
 While one is held, whoever opens the file on this machine waits in open(2), and we get SIGIO. So the server may tell its programs
 that such a file is closed before all that was written has arrived here: nobody can look into it until it has. Whoever waits is
 let in by the server's UNLEASE or RELEASE, which come behind what was written; after PATIENCE whatever the server does; and at
-once if the connection is lost. No lease is held for longer than HELD, because open(2) with O_NONBLOCK does not wait, but fails.
+once if the connection is lost. No lease is held for longer than twice HELD: open(2) with O_NONBLOCK does not wait, but fails.
 
 Nobody is left then who could be told that the disk is full. So as much room as all leases promise is kept in a file without a
 name, on the export's filesystem. A write to a leased file that fails for want of room gets that file's part of it.

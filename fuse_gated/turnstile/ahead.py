@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from fuse_gated.turnstile.desk import Desk
 
 _EXCL: Final = 0o200
-_SYNC: Final = 0o4010000
-"""O_SYNC and O_DSYNC of open(2), of which either is enough."""
 _SETID: Final = 0o6000
 _NOTHING: Final = memoryview(b"")
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -236,7 +234,7 @@ def _begin(t: "Desk", call: Call, handle: Handle, arguments: Arguments, data: me
         return None
     if tenant.writes == "through" or tenant.cache.mode == "strict" or t.session.known(call.id) is not None:
         return None
-    if key is None or handle.remote < 0 or handle.flags & (_SYNC | bounds.DIRECT) or t.session.would_wait(size):
+    if key is None or handle.remote < 0 or handle.flags & (bounds.SYNC | bounds.DIRECT) or t.session.would_wait(size):
         return None
     at = ahead.place(key, size)
     if at is None:

@@ -25,5 +25,7 @@ PROBES: Final = 16
 """Of so many such READs one has a chunk asked for nevertheless, which tells how far away the client is by now."""
 QUEUES: Final = 0.005
 """Seconds by which an answer may be late without having queued."""
+SYNC: Final = 0o4010000
+"""O_SYNC and O_DSYNC of open(2), of which either is enough: each write waits."""
 DIRECT: Final = 0o240000
 """ODIRECT of most architectures and of arm's, which are each other's ODIRECTORY (open(2)), with which no file is opened."""

@@ -33,8 +33,6 @@ MOST: Final = 64
 """Files at once."""
 _MOST_FAILED: Final = 1024
 _ACCMODE: Final = 0o3
-_SYNC: Final = 0o4010000
-"""O_SYNC and O_DSYNC of open(2): each write waits anyway."""
 
 
 def begin(t: "Desk") -> None:
@@ -50,7 +48,7 @@ def wanted(t: "Desk", request: operations.Create) -> int:
         return 0
     if tenant.writes != "leased" or tenant.cache.mode == "strict" or len(ahead.leased) >= MOST:
         return 0
-    return ROOM if request.flags & _ACCMODE and not request.flags & (_SYNC | bounds.DIRECT) else 0
+    return ROOM if request.flags & _ACCMODE and not request.flags & (bounds.SYNC | bounds.DIRECT) else 0
 
 
 def covers(t: "Desk", handle: Handle) -> bool:
@@ -94,10 +92,9 @@ def closed(t: "Desk", handle: Handle) -> None:
 
 def shared(t: "Desk", node: Node | None) -> None:
     """The file is about to be opened again, or changed by its name: that would wait for the lease."""
-    if node is not None and t.ahead.leases:
-        for name in (node, *filter(None, map(t.inodes.get, t.siblings(node)))):
-            for number in name.handles:
-                give_up(t, t.handle(number))
+    if t.ahead.leased:
+        for handle in t.open_on(node):
+            give_up(t, handle)
 
 
 def broken(t: "Desk", remote: int) -> None:

@@ -109,6 +109,11 @@ class Naming(Telling):
         """The nodes of a file's other names."""
         return self.inodes.siblings(node) if node is not None else []
 
+    def open_on(self, node: Node | None) -> list[Handle]:
+        """What is open on a file, by whichever of its names."""
+        nodes = (node, *map(self.inodes.get, self.siblings(node)))
+        return [self.handle(number) for one in nodes if one is not None for number in one.handles]
+
     def path_of(self, request: operations.Request) -> bytes | None:
         """What a request is about, for the record of one that was refused unseen."""
         parent, number = getattr(request, "parent", None), getattr(request, "node", None)

@@ -39,11 +39,8 @@ _CHANGED: Final[dict[type[messages.Arguments], str]] = {
 
 def unmake(t: "Desk", node: Node | None) -> None:
     """What the file is like now only the client knows."""
-    if node is not None:
-        for name in (node, *filter(None, map(t.inodes.get, t.siblings(node)))):
-            for number in name.handles:
-                handle = t.handle(number)
-                handle.made = handle.draft = None
+    for handle in t.open_on(node):
+        handle.made = handle.draft = None
 
 
 def ask(t: "Desk", change: Change, data: memoryview) -> None:

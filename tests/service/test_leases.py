@@ -13,33 +13,25 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Stage, need
+from harness import Stage
 from harness.log import DEADLINE
 from harness.parts import Parts, end
-from harness.proxy import Proxy
+from harness.proxied import Proxied, flowing
+from harness.proxy import Direction
 from harness.waiting import records, until, wait_for_record
 
 FOREVER = 3600.0
-OPTIONS = ("--reconnect-delay", "0.05", "--reconnect-max", "0.05")
 _READER = "import sys; sys.stdout.write(open(sys.argv[1]).read())"
 
 
-class Session:
-    """`export` is the client's directory, `mount` the same on the server."""
-
+class Session(Proxied):
     def __init__(self, stage: Stage, **policy: Any) -> None:
-        need("root", "fuse")
-        self.server = stage.server(Stage.tenant(**{"cache": {"mode": "watched"}, "writes": "leased", **policy}))
-        self.proxy = Proxy(self.server.port)
-        self.export = stage.directory / "export"
-        self.export.mkdir(exist_ok=True)
-        self.client = stage.export(self.server, self.export, options=["--server", self.proxy.url, *OPTIONS])
-        self.mount = self.client.mount_path()
+        super().__init__(stage, **{"writes": "leased", **policy})
         os.listdir(self.mount)
 
     def make(self, name: str, content: bytes = b"whole") -> None:
@@ -57,14 +49,8 @@ def stage() -> Iterator[Stage]:
         yield stage
 
 
-@contextmanager
-def session(stage: Stage, **policy: Any) -> Iterator[Session]:
-    made = Session(stage, **policy)
-    try:
-        yield made
-    finally:
-        made.proxy.flow()
-        made.proxy.close()
+def session(stage: Stage, **policy: Any) -> AbstractContextManager[Session]:
+    return flowing(Session(stage, **policy))
 
 
 @contextmanager
@@ -122,12 +108,12 @@ def test_where_it_is_not_asked_for_close_waits(stage: Stage) -> None:
 
 @pytest.mark.parametrize("direction", ["to client", "to server"])
 @pytest.mark.parametrize("fault", ["worker", "daemon", "connection"])
-def test_what_was_closed_survives(stage: Stage, fault: str, direction: str) -> None:
+def test_what_was_closed_survives(stage: Stage, fault: str, direction: Direction) -> None:
     with session(stage) as here:
         parts = Parts(here.server)
         here.proxy.flow()
         fds = [os.open(here.mount / f"file{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL) for number in range(5)]
-        here.proxy.stall(direction, FOREVER)  # type: ignore[arg-type]
+        here.proxy.stall(direction, FOREVER)
         for number, fd in enumerate(fds):
             assert os.write(fd, b"%d" % number * 1000) == 1000
             os.utime(fd, ns=(10**18, 10**18))

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +22,19 @@ import pytest
 from harness import Stage, need
 from harness.log import DEADLINE
 from harness.parts import Parts, end
-from harness.proxy import Direction, Proxy
-from harness.server import Server
+from harness.proxied import Proxied, flowing
+from harness.proxy import Direction
 from harness.waiting import records, until, wait_for_record
 
 from fuse_gated import control
 
 FOREVER = 3600.0
-OPTIONS = ("--reconnect-delay", "0.05", "--reconnect-max", "0.05")
 BLOCK = 64 * 1024
 
 
-class Session:
-    """One whose line can fail. `export` is the client's directory, `mount` the same on the server."""
-
+class Session(Proxied):
     def __init__(self, stage: Stage, **policy: Any) -> None:
-        need("root", "fuse")
-        chosen = {"cache": {"mode": "watched"}, **policy}
-        self.server: Server = stage.server(Stage.tenant(**chosen))
-        self.proxy = Proxy(self.server.port)
-        self.export = stage.directory / "export"
-        self.export.mkdir(exist_ok=True)
-        self.client = stage.export(self.server, self.export, options=["--server", self.proxy.url, *OPTIONS])
-        self.mount = self.client.mount_path()
+        super().__init__(stage, **policy)
         self.id = self.client.wait_for_event("mounted")["session"]
 
     def opened(self, name: str, flags: int = os.O_WRONLY) -> int:
@@ -60,14 +50,8 @@ def stage() -> Iterator[Stage]:
         yield stage
 
 
-@contextmanager
-def session(stage: Stage, **policy: Any) -> Iterator[Session]:
-    made = Session(stage, **policy)
-    try:
-        yield made
-    finally:
-        made.proxy.flow()
-        made.proxy.close()
+def session(stage: Stage, **policy: Any) -> AbstractContextManager[Session]:
+    return flowing(Session(stage, **policy))
 
 
 def closing(fd: int) -> "threading.Thread":

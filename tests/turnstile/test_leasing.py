@@ -9,6 +9,7 @@ from fuse_gated import operations as op
 from fuse_gated.errors import errno_name
 from fuse_gated.gate.audit import Record
 from fuse_gated.gate.tenant import Cache
+from fuse_gated.tree.handles import Handle
 from fuse_gated.turnstile import leasing
 from fuse_gated.wire import codec
 from fuse_gated.wire import messages as wire
@@ -61,6 +62,10 @@ class Made:
         self.mount.message(codec.encode(wire.Broken(remote)))
 
     @property
+    def open(self) -> Handle:
+        return self.mount.t.handle(self.handle)
+
+    @property
     def unleased(self) -> list[wire.Unlease]:
         return [frame.arguments for frame in self.mount.sent if frame.operation == "unlease"]
 
@@ -105,9 +110,7 @@ def test_times_and_mode_do_not_make_it_wait() -> None:
 def test_no_lease_is_asked_for_where_close_is_to_wait(flags: int, other: dict[str, Any]) -> None:
     made = Made(flags, **other)
     assert made.asked.lease == 0
-    handle = made.mount.t.handles.get(made.handle)
-    assert handle is not None
-    assert handle.leased == 0, "what was not asked for does not count"
+    assert made.open.leased == 0, "what was not asked for does not count"
 
 
 def test_nor_of_a_client_that_cannot() -> None:
@@ -161,9 +164,7 @@ def test_what_another_handle_wrote_is_waited_for() -> None:
     other = made.mount.open(made.node, O_WRONLY, remote=REMOTE + 1)
     number = made.mount.ask(op.Write(made.node, other, 0, b"hello", from_cache=False))
     assert made.mount.answer(number) == op.Count(5)
-    handle = made.mount.t.handles.get(made.handle)
-    assert handle is not None
-    leasing.granted(made.mount.t, handle, leasing.ROOM)
+    leasing.granted(made.mount.t, made.open, leasing.ROOM)
     assert not made.is_closed_at_once()
 
 
@@ -287,20 +288,19 @@ def test_whoever_opens_it_on_the_server_need_not_wait_for_the_lease(how: str) ->
     else:
         # By its name, because what is open is open for reading only.
         made = Made(O_RDWR)
-        handle = made.mount.t.handles.get(made.handle)
-        assert handle is not None
-        handle.flags = O_RDONLY
+        made.open.flags = O_RDONLY
         made.mount.ask(op.Setattr(made.node, None, size=0))
     assert [frame.operation for frame in made.mount.sent][-2:] == ["unlease", "open" if how == "open" else "setattr"]
-    assert not made.mount.t.handles.get(made.handle).leased  # type: ignore[union-attr]
+    assert not made.open.leased
 
 
 def test_other_files_are_none_of_its_business() -> None:
     made = Made()
     other = made.mount.lookup(b"other", inode=55)
-    made.mount.open(other, O_RDWR, remote=REMOTE + 1)
+    for remote in (REMOTE + 1, REMOTE + 2):
+        made.mount.open(other, O_RDWR, remote=remote)
     assert not made.unleased
-    assert made.mount.t.handles.get(made.handle).leased  # type: ignore[union-attr]
+    assert made.open.leased
 
 
 def test_leases_go_with_the_connection() -> None:
@@ -309,7 +309,7 @@ def test_leases_go_with_the_connection() -> None:
     made.mount.t.suspend(made.mount.now)
     made.mount.t.resume(made.mount.now)
     made.mount.gather()
-    assert not made.mount.t.handles.get(made.handle).leased  # type: ignore[union-attr]
+    assert not made.open.leased
 
 
 def test_a_new_policy_may_say_that_close_is_to_wait() -> None:
@@ -321,11 +321,9 @@ def test_a_new_policy_may_say_that_close_is_to_wait() -> None:
 
 def test_while_the_client_is_away_close_waits() -> None:
     made = Made()
-    handle = made.mount.t.handles.get(made.handle)
-    assert handle is not None
     made.mount.t.suspend(made.mount.now)
-    handle.leased = leasing.ROOM
-    assert not leasing.covers(made.mount.t, handle)
+    made.open.leased = leasing.ROOM
+    assert not leasing.covers(made.mount.t, made.open)
 
 
 def test_without_leases_nothing_is_given_up() -> None:
@@ -338,7 +336,7 @@ def test_a_handle_that_is_given_out_twice_is_leased_once() -> None:
     """A client that does so is faulty, or worse."""
     first = Made()
     second = Made(mount=first.mount)
-    assert not first.mount.t.handles.get(second.handle).leased  # type: ignore[union-attr]
+    assert not second.open.leased
     first.released()
     second.released()
     assert not first.mount.t.ahead.leased
@@ -366,8 +364,7 @@ def test_one_that_a_close_has_told_is_told_once() -> None:
 
 def test_an_error_of_a_file_without_a_number_is_told_to_the_audit() -> None:
     made = Made()
-    handle = made.mount.t.handles.get(made.handle)
-    assert handle is not None
+    handle = made.open
     handle.node, handle.failed = None, "EIO"
     leasing.lost_unheard(made.mount.t, handle)
     made.mount.gather()
